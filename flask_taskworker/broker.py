@@ -1,0 +1,147 @@
+"""Connections to the broker, with every wait bounded."""
+
+from __future__ import annotations
+
+import os
+import select
+from typing import TYPE_CHECKING, Any, Literal
+
+import kombu
+from kombu.exceptions import OperationalError
+
+from .exceptions import BrokerError, BrokerUnavailableError
+from .transports import Capabilities, capabilities_of
+
+if TYPE_CHECKING:
+    from .config import Config
+
+__all__ = [
+    "Capabilities",
+    "broker_connection",
+    "capabilities_of",
+    "is_hopeless",
+    "recoverable_errors",
+    "sql_options",
+    "wait_for_messages",
+]
+
+#: How long a consumer waits for a lock in a database. Seconds.
+CONSUMER_BUSY_TIMEOUT = 15.0
+#: How often a transport that can neither wake nor be selected on is asked. Seconds.
+_POLL_BUSY, _POLL_IDLE = 0.002, 0.02
+#: kombu tries to connect again by itself; who asks for a connection here does so already.
+_NO_RETRY = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+
+
+def broker_connection(config: Config, role: Literal["publish", "consume"]) -> kombu.Connection:
+    """A connection to the configured broker; nothing is opened yet.
+
+    :param role: a publisher's waits are cut by ``TASKER_PUBLISH_TIMEOUT``; a consumer
+        may wait for messages as long as it likes.
+    """
+    options = {**_NO_RETRY, **_defaults(config, role), **config.transport_options}
+    transport = None
+    if config.broker_url.startswith("filesystem:"):
+        _make_folders(options)
+        transport = "flask_taskworker.transports.filesystem:Transport"
+    return kombu.Connection(
+        config.broker_url,
+        transport=transport,
+        connect_timeout=config.publish_timeout / 2,
+        transport_options=options,
+        heartbeat=30 if role == "consume" else 0,
+    )
+
+
+def _make_folders(options: dict[str, Any]) -> None:
+    """kombu's file transport expects its folders to be there."""
+    for name in ("data_folder_in", "data_folder_out", "processed_folder", "control_folder"):
+        if options.get(name):
+            os.makedirs(options[name], mode=0o700, exist_ok=True)
+
+
+def _defaults(config: Config, role: str) -> dict[str, Any]:
+    timeout = config.publish_timeout / 2
+    scheme = config.broker_url.split("://", 1)[0]
+    if scheme.startswith("taskworker+"):
+        busy = config.publish_timeout if role == "publish" else CONSUMER_BUSY_TIMEOUT
+        return {**sql_options(config), "busy_timeout": busy}
+    if scheme in ("amqp", "amqps", "pyamqp"):
+        options: dict[str, Any] = {"confirm_publish": True}
+        if role == "publish":
+            options.update(read_timeout=timeout, write_timeout=timeout)
+        return options
+    if scheme in ("redis", "rediss"):
+        # A consumer reads only what is there, or comes within a second: it needs no longer.
+        return {
+            "socket_connect_timeout": timeout,
+            "socket_timeout": timeout if role == "publish" else 2 * timeout,
+            "socket_keepalive": True,
+            "retry_on_timeout": False,
+        }
+    return {}
+
+
+def sql_options(config: Config) -> dict[str, Any]:
+    """The options of our SQL transport that the settings decide."""
+    return {
+        "durability": config.durability,
+        "lease": config.lease,
+        "max_deliveries": config.max_deliveries,
+        "max_message_bytes": config.max_message_bytes,
+        "fallback_interval": config.loop_interval,
+        **config.transport_options,
+    }
+
+
+def recoverable_errors(connection: kombu.Connection) -> tuple[type[BaseException], ...]:
+    """The errors after which a new connection may succeed."""
+    return (
+        *connection.recoverable_connection_errors,
+        *connection.recoverable_channel_errors,
+        *connection.connection_errors,
+        *connection.channel_errors,
+        OperationalError,
+        OSError,
+    )
+
+
+def is_hopeless(exc: BaseException) -> bool:
+    """Whether trying again cannot help: a database that is damaged, or may not be written."""
+    return isinstance(exc, BrokerError) and not isinstance(exc, BrokerUnavailableError)
+
+
+def wait_for_messages(
+    connection: kombu.Connection,
+    capabilities: Capabilities,
+    timeout: float,
+    wake: int,
+    *,
+    busy: bool,
+) -> None:
+    """Block until a message may be there, ``wake`` is readable, or ``timeout`` is over.
+
+    :param timeout: seconds.
+    :param wake: a file descriptor that some other thread makes readable; it is not read.
+    :param busy: whether tasks are running; a transport that has to be polled is then
+        polled more often.
+    """
+    if capabilities.wake:
+        connection.transport.wait(connection, timeout, wake)
+        return
+    sockets = _sockets(connection)
+    if not sockets:
+        timeout = min(timeout, _POLL_BUSY if busy else _POLL_IDLE)
+    select.select([*sockets, wake], [], [], timeout)
+
+
+def _sockets(connection: kombu.Connection) -> list[Any]:
+    """What becomes readable when the broker sends something."""
+    driver = connection.transport.driver_type
+    if driver == "amqp":
+        return [connection.connection.sock]
+    if driver == "redis":
+        cycle = connection.transport.cycle
+        cycle.on_poll_start()  # ask the server, unless the question is still open
+        return list(cycle.fds)
+    return []

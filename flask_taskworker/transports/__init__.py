@@ -1,0 +1,66 @@
+"""Message transports for kombu, and what a transport can do.
+
+Importing this module makes kombu know ``taskworker+<sqlalchemy url>``. It is cheap:
+neither SQLAlchemy nor a driver is loaded before a connection is used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kombu.transport import TRANSPORT_ALIASES, get_transport_cls
+
+if TYPE_CHECKING:
+    import kombu
+
+__all__ = ["Capabilities", "capabilities_of"]
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a transport can do. Code asks for these, never for the driver's name."""
+
+    #: Messages with a property ``eta_at`` wait in the broker until they are due.
+    delayed: bool = False
+    #: ``channel.dead_letter(tag, reason)`` keeps a message aside, visible and replayable.
+    dead_letter: bool = False
+    #: ``channel.settle_with(tag, statements, ring)`` stores a result together with the
+    #: acknowledgement, in one transaction.
+    atomic_settle: bool = False
+    #: ``channel.basic_qos`` costs no round trip and may be called before each reserve.
+    cheap_prefetch: bool = False
+    #: ``transport.wait(connection, timeout, wake)`` sleeps until there is something to do.
+    wake: bool = False
+    #: Fanout exchanges reach other processes.
+    fanout: bool = False
+
+
+#: kombu's own transports that count prefetched messages in this process only.
+_VIRTUAL = frozenset(
+    {
+        "memory", "redis", "rediss", "sentinel", "filesystem", "sqla", "sqlalchemy", "SQS", "sqs",
+        "mongodb", "zookeeper", "SLMQ", "slmq", "consul", "etcd", "azurestoragequeues",
+        "azureservicebus", "pyro", "gcpubsub", "pgmq",
+    }
+)  # fmt: skip
+_REAL = frozenset({"amqp", "amqps", "pyamqp", "librabbitmq", "qpid", "confluentkafka", "kafka"})
+
+
+def capabilities_of(connection: kombu.Connection) -> Capabilities:
+    """What the transport of a connection can do; nothing is connected for it.
+
+    :param connection: an open or unopened connection.
+    :returns: the ``capabilities`` of the transport's class; for a transport that does
+        not declare them, only what is safe to assume.
+    """
+    name = connection.transport_cls
+    if name in _VIRTUAL:
+        return Capabilities(cheap_prefetch=True)
+    if name in _REAL:
+        return Capabilities()
+    declared = getattr(get_transport_cls(name), "capabilities", None)
+    return declared if isinstance(declared, Capabilities) else Capabilities()
+
+
+TRANSPORT_ALIASES.setdefault("taskworker", "flask_taskworker.transports.sql:Transport")
