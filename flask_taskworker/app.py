@@ -1,0 +1,158 @@
+"""One app's side of everything: its configuration, its connections, its results.
+
+A :class:`TaskApp` knows nothing of Flask. What surrounds a run is a context manager
+that the extension hands in.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .exceptions import MaxRetriesExceededError, Retry
+from .options import check_call_options
+from .result import AsyncResult
+
+if TYPE_CHECKING:
+    from .backends.base import ResultBackend
+    from .config import Config
+    from .message import TaskMessage
+    from .options import CallOptions
+    from .publisher import Publisher
+    from .registry import Registry
+    from .task import Request, Task
+
+R = TypeVar("R")
+
+#: Gives the context a run happens in; the argument says whether it wants a request context.
+ExecutionContext = Callable[[bool], AbstractContextManager[object]]
+
+
+class TaskApp:
+    """Sends the tasks of one app and reads their results.
+
+    :param config: the app's settings.
+    :param registry: the tasks there are.
+    :param execution_context: makes the context manager that surrounds a run.
+    """
+
+    def __init__(
+        self, config: Config, registry: Registry, execution_context: ExecutionContext
+    ) -> None:
+        self.config = config
+        self.registry = registry
+        self.execution_context = execution_context
+        self._oid = str(uuid.uuid4())
+
+    # Made at first use: importing kombu and a database driver costs more than an app
+    # that sends nothing should pay.
+
+    @cached_property
+    def publisher(self) -> Publisher:
+        from .publisher import Publisher
+
+        return Publisher(self.config)
+
+    @cached_property
+    def backend(self) -> ResultBackend:
+        from .backends import create_backend
+
+        return create_backend(self.config, lambda queue, wire: self.publisher.reply(queue, wire))
+
+    @cached_property
+    def _compose(self) -> Callable[..., TaskMessage]:
+        from .calls import compose
+
+        return compose
+
+    def result(self, task_id: str) -> AsyncResult[Any]:
+        """The handle to the call with this id."""
+        return AsyncResult(task_id, self.backend)
+
+    def send(
+        self,
+        task: Task[..., R],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: CallOptions,
+    ) -> AsyncResult[R]:
+        """Queue one call; the arguments and options are checked already."""
+        message = self._compose(task, args, kwargs, options, self.config, self._reply_to())
+        defaults = task.options_
+        serializer = options.get("serializer") or defaults.get("serializer")
+        if self.config.always_eager:
+            from .worker.eager import run_eagerly
+
+            return run_eagerly(self, message, serializer or self.config.serializer)
+        self.publisher.publish(
+            message,
+            options.get("queue") or defaults.get("queue") or self.config.default_queue,
+            serializer=serializer,
+            compression=options.get("compression", defaults.get("compression")),
+            retry=options.get("retry", True),
+            retry_policy=options.get("retry_policy"),
+            reply_queue=self.backend.reply_queue(),
+        )
+        return AsyncResult(message.id, self.backend)
+
+    def _reply_to(self) -> str:
+        queue = self.backend.reply_queue()
+        # Celery always sends an address; without one it would take ours for a broken message.
+        return queue.name if queue is not None else self._oid
+
+    def retry(
+        self,
+        task: Task[..., Any],
+        request: Request,
+        exc: BaseException | None,
+        *,
+        countdown: float | None,
+        eta: datetime | None,
+        max_retries: int | None,
+        args: Sequence[Any] | None,
+        kwargs: Mapping[str, Any] | None,
+    ) -> Any:
+        """Raise what :meth:`Task.retry <flask_taskworker.task.Task.retry>` promises.
+
+        The executor publishes the new message: a step that must not be lost is not a
+        side effect of an exception.
+        """
+        check_call_options(
+            {k: v for k, v in (("countdown", countdown), ("eta", eta)) if v is not None}
+        )
+        allowed = max_retries
+        if allowed is None:
+            allowed = task.options_.get("max_retries", self.config.max_retries)
+        if allowed is not None and request.retries >= allowed:
+            if exc is not None:
+                raise exc
+            raise MaxRetriesExceededError(
+                f"can't retry {task.name}[{request.id}]: {allowed} retries are used up",
+                task_args=request.args,
+                task_kwargs=request.kwargs,
+            )
+        if countdown is None and eta is None:
+            countdown = task.options_.get("retry_delay", self.config.retry_delay)
+        from .calls import due
+
+        signal = RetryNow(None, exc, countdown if eta is None else eta)
+        signal.eta, signal.new_args, signal.new_kwargs = due(countdown, eta), args, kwargs
+        raise signal
+
+    def close(self) -> None:
+        """Close the connections of this process."""
+        for part in ("publisher", "backend"):
+            if part in self.__dict__:
+                self.__dict__[part].close()
+
+
+class RetryNow(Retry):
+    """A :class:`~flask_taskworker.exceptions.Retry` with what the executor needs to publish it."""
+
+    eta: datetime | None = None
+    new_args: Sequence[Any] | None = None
+    new_kwargs: Mapping[str, Any] | None = None

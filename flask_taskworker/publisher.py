@@ -1,0 +1,220 @@
+"""Sends messages to the broker: a few connections per process, and never longer than allowed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import kombu
+
+from . import clock, failpoints
+from .broker import (
+    Capabilities,
+    broker_connection,
+    capabilities_of,
+    is_hopeless,
+    recoverable_errors,
+)
+from .config import mask_url
+from .exceptions import BrokerUnavailableError, MessageTooLargeError
+from .message import TaskMessage, WireMessage, encode
+from .stock import Stock
+
+if TYPE_CHECKING:
+    from .config import Config
+
+#: How often and how fast a publish is tried again; the numbers are Celery's.
+RETRY_POLICY: dict[str, float] = {
+    "max_retries": 3,
+    "interval_start": 0.0,
+    "interval_step": 0.2,
+    "interval_max": 1.0,
+}
+#: How much later than half of the time another attempt may start. Seconds.
+_SLACK = 0.25
+
+
+class Publisher:
+    """Publishes task messages. Safe to use from several threads, and after a fork.
+
+    Each thread that publishes borrows a connection from a small stock and gives it back.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._stock = Stock(
+            lambda: _Sender(config), _Sender.close, config.pool_limit, config.publish_timeout / 2
+        )
+
+    def publish(
+        self,
+        message: TaskMessage,
+        queue: str,
+        *,
+        serializer: str | None = None,
+        compression: str | None = None,
+        retry: bool = True,
+        retry_policy: Mapping[str, float] | None = None,
+        reply_queue: kombu.Queue | None = None,
+    ) -> None:
+        """Send one message, durably. When this returns, the broker has it.
+
+        :param queue: the queue's name; it is declared if need be.
+        :param reply_queue: where the result will be sent to, to be declared as well.
+        :param retry: whether to try again when the broker cannot be reached.
+        :param retry_policy: overrides parts of :data:`RETRY_POLICY`; seconds.
+        :raises EncodeError: if an argument cannot be serialized.
+        :raises MessageTooLargeError: if it is larger than ``TASKER_MAX_MESSAGE_BYTES``.
+        :raises BrokerUnavailableError: if that did not succeed within
+            ``TASKER_PUBLISH_TIMEOUT`` seconds.
+        """
+        config = self.config
+        wire = encode(
+            message,
+            serializer or config.serializer,
+            compression if compression is not None else config.compression,
+        )
+        if len(wire.body) > config.max_message_bytes:
+            raise MessageTooLargeError(
+                f"task {message.task!r} was not sent: its message has {len(wire.body)} bytes, "
+                f"TASKER_MAX_MESSAGE_BYTES allows {config.max_message_bytes}. "
+                "Store the data and pass its key."
+            )
+        if message.eta is not None:
+            wire.properties["eta_at"] = message.eta.timestamp()
+        failpoints.hit("before_publish")
+        self._bounded(
+            lambda sender: sender.send(queue, wire, reply_queue), _policy(retry, retry_policy)
+        )
+        failpoints.hit("after_publish")
+
+    def send(self, queue: str, wire: WireMessage) -> None:
+        """Send an encoded message to a task queue; raises as :meth:`publish`."""
+        self._bounded(lambda sender: sender.send(queue, wire), RETRY_POLICY)
+
+    def reply(self, queue: str, wire: WireMessage) -> None:
+        """Send to a queue that its reader declares; raises as :meth:`publish`."""
+        self._bounded(lambda sender: sender.put(queue, wire), RETRY_POLICY)
+
+    def queue_size(self, queue: str) -> int:
+        """How many messages wait in a queue (an estimate on large SQL queues)."""
+        size: int = self._bounded(lambda sender: sender.queue_size(queue), RETRY_POLICY)
+        return size
+
+    def _bounded(self, action: Callable[[_Sender], Any], policy: Mapping[str, float]) -> Any:
+        # One attempt may take half of the time, as connecting does. The last one has to start
+        # early enough, or a broker that does not answer costs more time than is allowed.
+        last_start = clock.monotonic() + self.config.publish_timeout / 2 + _SLACK
+        attempt = 0
+        while True:
+            sender = self._stock.take(max(0.0, last_start - clock.monotonic()))
+            try:
+                outcome = action(sender)
+            except sender.errors as exc:
+                self._stock.discard(sender)
+                self._stock.close()  # the idle ones went through the same broker
+                pause = min(
+                    policy["interval_start"] + attempt * policy["interval_step"],
+                    policy["interval_max"],
+                )
+                attempt += 1
+                ends = is_hopeless(exc) or attempt > policy["max_retries"]
+                if ends or clock.monotonic() + pause > last_start:
+                    raise _unavailable(self.config, exc) from exc
+                time.sleep(pause)
+            except BaseException:
+                self._stock.discard(sender)
+                raise
+            else:
+                self._stock.give_back(sender)
+                return outcome
+
+    def close(self) -> None:
+        """Close the connections of this process."""
+        self._stock.close()
+
+
+def _policy(retry: bool, overrides: Mapping[str, float] | None) -> Mapping[str, float]:
+    if not retry:
+        return {**RETRY_POLICY, "max_retries": 0}
+    if not overrides:
+        return RETRY_POLICY
+    policy = {**RETRY_POLICY, **overrides}
+    if policy["max_retries"] is None:  # Celery's spelling of "for ever": the deadline ends it
+        policy["max_retries"] = float("inf")
+    return policy
+
+
+def _unavailable(config: Config, exc: BaseException) -> BrokerUnavailableError:
+    cause = str(exc).rstrip(".") or type(exc).__name__
+    hint = "Is it running? Without TASKER_BROKER_URL the built-in SQLite broker needs no server."
+    if config.broker_url.startswith("taskworker+"):
+        hint = "The task was not queued."
+    return BrokerUnavailableError(
+        f"broker {mask_url(config.broker_url)} cannot be used: {cause}. {hint}"
+    )
+
+
+class _Sender:
+    """One connection to the broker with one channel, used by one thread at a time."""
+
+    def __init__(self, config: Config) -> None:
+        self.connection: kombu.Connection = broker_connection(config, role="publish")
+        self.errors = recoverable_errors(self.connection)
+        self._channel: Any = None
+        self._declared: set[str] = set()
+        self._capabilities: Capabilities | None = None
+
+    def channel(self) -> Any:
+        if self._channel is None:
+            self._channel = self.connection.default_channel
+            self._capabilities = capabilities_of(self.connection)
+        return self._channel
+
+    def send(self, queue: str, wire: WireMessage, reply_queue: kombu.Queue | None = None) -> None:
+        if queue not in self._declared:
+            self._declare(task_queue(queue))
+        if reply_queue is not None and reply_queue.name not in self._declared:
+            self._declare(reply_queue)
+        self.put(queue, wire)
+
+    def _declare(self, queue: kombu.Queue) -> None:
+        queue(self.channel()).declare()
+        self._declared.add(queue.name)
+
+    def put(self, queue: str, wire: WireMessage) -> None:
+        channel = self.channel()
+        properties = dict(wire.properties)  # kombu writes into it; a retry needs it as it was
+        priority = properties.pop("priority", 0)
+        eta_at = properties.pop("eta_at", None)
+        # A broker drops what has expired without a word. A worker reads the header, and tells
+        # the sender that the task is revoked.
+        properties.pop("expiration", None)
+        if eta_at is not None and self._capabilities is not None and self._capabilities.delayed:
+            properties["eta_at"] = eta_at
+        body = wire.body
+        message = channel.prepare_message(
+            body.encode("utf-8") if isinstance(body, str) else body,
+            priority=priority,
+            content_type=wire.content_type,
+            content_encoding=wire.content_encoding,
+            headers=wire.headers,
+            properties=properties,
+        )
+        channel.basic_publish(message, exchange="", routing_key=queue)
+
+    def queue_size(self, queue: str) -> int:
+        task_queue(queue)(self.channel()).declare()
+        # Not passively: in Redis a queue that is empty does not exist.
+        declared = self.channel().queue_declare(queue=queue, durable=True, auto_delete=False)
+        return int(declared.message_count)
+
+    def close(self) -> None:
+        self.connection.release()
+
+
+def task_queue(name: str) -> kombu.Queue:
+    """A task queue with the flags that Celery gives it, so that both may share it."""
+    exchange = kombu.Exchange(name, type="direct", durable=True)
+    return kombu.Queue(name, exchange, routing_key=name, durable=True)
