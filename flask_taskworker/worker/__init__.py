@@ -1,0 +1,1 @@
+"""The engine: reserves messages, runs tasks, settles messages."""

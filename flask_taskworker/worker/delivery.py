@@ -1,0 +1,61 @@
+"""A reserved message, and what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from ..backends.base import TaskRecord
+    from ..message import TaskMessage
+
+
+class Settlement(Enum):
+    """How a message leaves this worker."""
+
+    #: It is done: remove it.
+    ACKNOWLEDGE = "acknowledge"
+    #: Put it back for any worker.
+    REQUEUE = "requeue"
+    #: Keep it aside with a reason, until somebody replays or deletes it.
+    DEAD_LETTER = "dead_letter"
+
+
+class Outcome(NamedTuple):
+    """The end of a run.
+
+    ``record`` is the state that has to be stored; None once it is. ``statement`` is the
+    same as SQL, to be run in the transaction that acknowledges the message. ``runtime`` is
+    in seconds.
+    """
+
+    settlement: Settlement
+    record: TaskRecord | None = None
+    statement: tuple[str, Sequence[Any]] | None = None
+    reason: str = ""
+    runtime: float = 0.0
+
+
+@dataclass
+class Delivery:
+    """A message in this worker's hands.
+
+    ``epoch`` counts the connections of the consumer: what was reserved on an older one
+    can no longer be settled, its broker hands it out again.
+    """
+
+    raw: Any
+    message: TaskMessage
+    queue: str
+    epoch: int
+    acknowledged: bool = False
+
+    @property
+    def delivery_count(self) -> int:
+        """How often it was delivered, as far as the broker counts."""
+        count = (self.raw.properties or {}).get("delivery_count")
+        if isinstance(count, int):
+            return count
+        return 2 if (self.raw.delivery_info or {}).get("redelivered") else 1
