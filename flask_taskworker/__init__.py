@@ -1,0 +1,59 @@
+"""Background tasks for Flask: no server to start with, nothing lost, and Celery's wire format.
+
+::
+
+    from flask import Flask
+    from flask_taskworker import BackgroundTaskWorker
+
+    app = Flask(__name__)
+    task_worker = BackgroundTaskWorker(app)
+
+    @task_worker.define_task
+    def send_email(to): ...
+
+    send_email.delay(to="a@example.org")
+"""
+
+from __future__ import annotations
+
+from .exceptions import (
+    BrokerUnavailableError,
+    ConfigurationError,
+    Ignore,
+    MaxRetriesExceededError,
+    Reject,
+    ResultTimeoutError,
+    Retry,
+    TaskFailedError,
+    TaskRevokedError,
+    TaskWorkerError,
+)
+from .extension import BackgroundTaskWorker, BaseTaskWorker, BlockingTaskWorker
+from .result import AsyncResult
+from .task import Request, Task, current_request
+
+#: The name that the first releases gave to a task.
+BaseTask = Task
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AsyncResult",
+    "BackgroundTaskWorker",
+    "BaseTask",
+    "BaseTaskWorker",
+    "BlockingTaskWorker",
+    "BrokerUnavailableError",
+    "ConfigurationError",
+    "Ignore",
+    "MaxRetriesExceededError",
+    "Reject",
+    "Request",
+    "ResultTimeoutError",
+    "Retry",
+    "Task",
+    "TaskFailedError",
+    "TaskRevokedError",
+    "TaskWorkerError",
+    "current_request",
+]

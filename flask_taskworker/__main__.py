@@ -1,0 +1,5 @@
+"""``python -m flask_taskworker`` is the ``taskworker`` command."""
+
+from .cli import main
+
+main()
