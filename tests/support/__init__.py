@@ -1,0 +1,23 @@
+"""What the tests share: a clock that stands still, waiting, messages, apps with a worker.
+
+Everything here uses the package as its users do, or as its own parts do.
+"""
+
+from __future__ import annotations
+
+from .apps import AppRoom, make_app, make_task_app, run_worker
+from .clocks import FakeClock
+from .messages import RecordingPublisher, deliver, received
+from .waiting import wait_until
+
+__all__ = [
+    "AppRoom",
+    "FakeClock",
+    "RecordingPublisher",
+    "deliver",
+    "make_app",
+    "make_task_app",
+    "received",
+    "run_worker",
+    "wait_until",
+]

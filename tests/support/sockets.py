@@ -1,0 +1,96 @@
+"""Servers that do not behave."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+
+
+def closed_port() -> int:
+    """A port of this host where nobody listens."""
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class MuteServer:
+    """Accepts every connection and never says a word."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.port: int = self._listener.getsockname()[1]
+        self._accepted: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._accept, name="mute-server", daemon=True)
+        self._thread.start()
+
+    @property
+    def connections(self) -> int:
+        """How many have called so far."""
+        return len(self._accepted)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                self._accepted.append(self._listener.accept()[0])
+
+    def __enter__(self) -> MuteServer:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(5)
+        for accepted in self._accepted:
+            accepted.close()
+
+
+class Forwarder:
+    """Passes a port of this host on to a server, from :meth:`open` on."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._target = (host, port)
+        self.port = closed_port()
+        self._listener: socket.socket | None = None
+        self._sockets: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+
+    def open(self) -> None:
+        """Let connections through from now on."""
+        self._listener = socket.create_server(("127.0.0.1", self.port), backlog=128)
+        self._start(self._accept)
+
+    def _start(self, target: object, *arguments: object) -> None:
+        thread = threading.Thread(target=target, args=arguments, daemon=True)  # type: ignore[arg-type]
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(self._target)
+                self._sockets += [near, far]
+                self._start(self._copy, near, far)
+                self._start(self._copy, far, near)
+
+    @staticmethod
+    def _copy(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+    def __enter__(self) -> Forwarder:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for sock in [*filter(None, [self._listener]), *self._sockets]:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+        for thread in self._threads:
+            thread.join(5)
