@@ -16,9 +16,13 @@ FAILURE = "FAILURE"
 RETRY = "RETRY"
 #: It was revoked, or expired, before it ran.
 REVOKED = "REVOKED"
+#: It refused its message. Not stored: the message is back in its queue, or parked.
+REJECTED = "REJECTED"
+#: It asked for nothing to be stored.
+IGNORED = "IGNORED"
 
 READY_STATES = frozenset({SUCCESS, FAILURE, REVOKED})
-UNREADY_STATES = frozenset({PENDING, RECEIVED, STARTED, RETRY})
+UNREADY_STATES = frozenset({PENDING, RECEIVED, STARTED, REJECTED, RETRY})
 EXCEPTION_STATES = frozenset({RETRY, FAILURE, REVOKED})
 PROPAGATE_STATES = frozenset({FAILURE, REVOKED})
 ALL_STATES = READY_STATES | UNREADY_STATES

@@ -27,6 +27,7 @@ from ..broker import (
 from ..message import TaskMessage, Unreadable, parse
 from ..publisher import task_queue
 from .delivery import Delivery, Outcome
+from .observer import Nobody, Observer
 from .prefetch import Prefetch
 from .settling import Settler
 from .waker import Waker
@@ -53,6 +54,7 @@ class Consumer:
     :param pool: runs them; made by the supervisor, wakes ``waker`` when a run has ended.
     :param queues: the queues to read, by name.
     :param burst: stop when the queues are empty.
+    :param observer: follows what happens to the deliveries.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Consumer:
         burst: bool = False,
         on_ready: Callable[[], None] = lambda: None,
         maintain: Callable[[], float] = lambda: 60.0,
+        observer: Observer | None = None,
     ) -> None:
         self.app = app
         self.pool = pool
@@ -73,6 +76,7 @@ class Consumer:
         self._waker = waker
         self._on_ready = on_ready
         self._maintain = maintain
+        self._observer: Observer = observer or Nobody()
         self._prefetch = Prefetch(pool.size)
         # Plain values, no locks: stop() is called in signal handlers.
         self._stopping = False
@@ -199,6 +203,8 @@ class Consumer:
         return 0.0 if self._capabilities.wake else BURST_PATIENCE
 
     def _settle(self) -> None:
+        for delivery in self.pool.starts():
+            self._tell(self._observer.started, delivery)
         ended = self.pool.finished()
         if ended:
             self._last_move = clock.monotonic()
@@ -208,6 +214,13 @@ class Consumer:
             self._settle_one(delivery, outcome)
             self._prefetch.observe(outcome.runtime)
             self._ended.popleft()
+            self._tell(self._observer.ended, delivery, outcome)
+
+    def _tell(self, what: Callable[..., None], *about: object) -> None:
+        try:
+            what(*about)
+        except Exception:
+            log.exception("an observer of the worker failed")
 
     def _settle_one(self, delivery: Delivery, outcome: Outcome) -> None:
         if delivery.epoch != self._epoch:
@@ -223,6 +236,7 @@ class Consumer:
     def _reserve(self) -> int:
         """Receive as much as the pool can take now; return how much that was."""
         self._submit_due()
+        self._prefetch.slots = self.pool.size
         before = self._prefetch.received
         room = self._prefetch.room(self.pool.load())
         self._prefetch.apply(self._channel, self._capabilities, room, self._unsettled)
@@ -250,6 +264,7 @@ class Consumer:
         if self._stopping or self._finished_burst:  # sent before the broker heard of the end
             self._give_back([delivery])
             return
+        self._tell(self._observer.received, delivery)
         wait = 0.0 if message.eta is None else message.seconds_until_due()
         if wait > 0 and not message.has_expired():
             due = clock.monotonic() + wait

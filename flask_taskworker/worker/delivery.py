@@ -28,7 +28,8 @@ class Outcome(NamedTuple):
 
     ``record`` is the state that has to be stored; None once it is. ``statement`` is the
     same as SQL, to be run in the transaction that acknowledges the message. ``runtime`` is
-    in seconds.
+    in seconds. ``state`` is what became of the task, where anything did. ``shown`` and
+    ``traceback`` say it in words, if the delivery is watched.
     """
 
     settlement: Settlement
@@ -36,6 +37,9 @@ class Outcome(NamedTuple):
     statement: tuple[str, Sequence[Any]] | None = None
     reason: str = ""
     runtime: float = 0.0
+    state: str = ""
+    shown: str = ""
+    traceback: str = ""
 
 
 @dataclass
@@ -43,7 +47,9 @@ class Delivery:
     """A message in this worker's hands.
 
     ``epoch`` counts the connections of the consumer: what was reserved on an older one
-    can no longer be settled, its broker hands it out again.
+    can no longer be settled, its broker hands it out again. ``watched`` says that somebody
+    follows its events. ``started`` is when its run began, in epoch seconds, and ``pid`` the
+    process it runs in; None before.
     """
 
     raw: Any
@@ -51,6 +57,9 @@ class Delivery:
     queue: str
     epoch: int
     acknowledged: bool = False
+    watched: bool = False
+    started: float | None = None
+    pid: int | None = None
 
     @property
     def delivery_count(self) -> int:

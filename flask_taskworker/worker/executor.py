@@ -93,10 +93,10 @@ class Executor:
         message = delivery.message
         if message.has_expired():
             log.info("task %s[%s] expired", message.task, message.id)
-            return self._done(message, None, states.REVOKED, TaskRevokedError("expired"))
+            return self._done(delivery, None, states.REVOKED, TaskRevokedError("expired"))
         task = self.app.registry.get(message.task)
         if task is None:
-            return self._unknown(message)
+            return self._unknown(delivery)
         failpoints.hit("before_run")
         request = self._request(task, delivery)
         started = clock.monotonic()
@@ -108,7 +108,7 @@ class Executor:
         except BaseException as exc:  # SystemExit included: a task ends itself, not the worker
             outcome = self._raised(task, delivery, exc)
         else:
-            outcome = self._returned(task, message, value, clock.monotonic() - started)
+            outcome = self._returned(task, delivery, value, clock.monotonic() - started)
         failpoints.hit("after_run")
         return outcome
 
@@ -162,10 +162,11 @@ class Executor:
     # -- outcomes -------------------------------------------------------------------------
 
     def _returned(
-        self, task: Task[..., Any], message: TaskMessage, value: Any, runtime: float
+        self, task: Task[..., Any], delivery: Delivery, value: Any, runtime: float
     ) -> Outcome:
+        message = delivery.message
         log.info("task %s[%s] succeeded in %.6fs", message.task, message.id, runtime)
-        return self._done(message, task, states.SUCCESS, value)
+        return self._done(delivery, task, states.SUCCESS, value)
 
     def _raised(self, task: Task[..., Any], delivery: Delivery, exc: BaseException) -> Outcome:
         message = delivery.message
@@ -176,20 +177,22 @@ class Executor:
                 exc = refused  # it would be refused each time
         if isinstance(exc, Ignore):
             log.info("task %s[%s] ignored", message.task, message.id)
-            return Outcome(Settlement.ACKNOWLEDGE)
+            return Outcome(Settlement.ACKNOWLEDGE, state=states.IGNORED)
         if isinstance(exc, Reject):
-            return self._rejected(task, message, exc)
+            return self._rejected(task, delivery, exc)
         exc.with_traceback(_without_our_frames(exc.__traceback__))  # some refuse an assignment
         _log_failure(message, exc)
-        return self._done(message, task, states.FAILURE, exc)
+        return self._done(delivery, task, states.FAILURE, exc)
 
-    def _rejected(self, task: Task[..., Any], message: TaskMessage, exc: Reject) -> Outcome:
+    def _rejected(self, task: Task[..., Any], delivery: Delivery, exc: Reject) -> Outcome:
+        message = delivery.message
         reason = f"rejected by the task: {_shown(exc.reason)}"
         log.warning("task %s[%s] %s", message.task, message.id, reason)
         if exc.requeue:
-            return Outcome(Settlement.REQUEUE, reason=reason)
-        record = self._done(message, task, states.FAILURE, exc).record
-        return Outcome(Settlement.DEAD_LETTER, record, reason=reason)
+            return Outcome(Settlement.REQUEUE, reason=reason, state=states.REJECTED)
+        return self._done(delivery, task, states.FAILURE, exc)._replace(
+            settlement=Settlement.DEAD_LETTER, reason=reason, state=states.REJECTED
+        )
 
     def _retry(self, task: Task[..., Any], delivery: Delivery, signal: RetryNow) -> Outcome:
         message = delivery.message
@@ -213,25 +216,30 @@ class Executor:
         )
         log.info("task %s[%s] will run again: %s", message.task, message.id, signal)
         failpoints.hit("after_retry")
-        return self._done(message, task, states.RETRY, signal.exc or Retry())
+        return self._done(delivery, task, states.RETRY, signal.exc or Retry())
 
-    def _unknown(self, message: TaskMessage) -> Outcome:
+    def _unknown(self, delivery: Delivery) -> Outcome:
+        message = delivery.message
         error = UnknownTaskError(message.task)
         reason = (
             f"no task {message.task!r} is registered in this worker. Import its module in the "
             "app, then replay the message."
         )
         log.error("task %s[%s] is parked: %s", message.task, message.id, reason)
-        record = self._done(message, None, states.FAILURE, error).record
-        return Outcome(Settlement.DEAD_LETTER, record, reason=reason)
+        return self._done(delivery, None, states.FAILURE, error)._replace(
+            settlement=Settlement.DEAD_LETTER, reason=reason
+        )
 
     def _done(
-        self, message: TaskMessage, task: Task[..., Any] | None, status: str, value: Any
+        self, delivery: Delivery, task: Task[..., Any] | None, status: str, value: Any
     ) -> Outcome:
         """The outcome of a run that ends with an acknowledgement."""
-        if self._ignores_result(task, message) or not self.backend.enabled:
-            return Outcome(Settlement.ACKNOWLEDGE)
-        return Outcome(Settlement.ACKNOWLEDGE, _record(message, status, value))
+        message = delivery.message
+        record = None
+        if self.backend.enabled and not self._ignores_result(task, message):
+            record = _record(message, status, value)
+        outcome = Outcome(Settlement.ACKNOWLEDGE, record, state=status)
+        return _in_words(outcome, value) if delivery.watched else outcome
 
     # -- storing --------------------------------------------------------------------------
 
@@ -298,6 +306,11 @@ def _record(message: TaskMessage, status: str, value: Any) -> TaskRecord:
         reply_to=message.reply_to,
         correlation_id=message.correlation_id,
     ).done_now()
+
+
+def _in_words(outcome: Outcome, value: Any) -> Outcome:
+    traceback = format_traceback(value) if isinstance(value, BaseException) else ""
+    return outcome._replace(shown=safe_repr(value), traceback=traceback)
 
 
 def _without_our_frames(traceback: TracebackType | None) -> TracebackType | None:

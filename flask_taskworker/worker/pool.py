@@ -6,12 +6,15 @@ the broker: settling belongs to the thread that owns the connection.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Protocol
+from typing import Any, Protocol
 
+from .. import clock
+from ..exceptions import WorkerError
 from .delivery import Delivery, Outcome
 
 Run = Callable[[Delivery], Outcome]
@@ -29,6 +32,9 @@ class Pool(Protocol):
     def finished(self) -> list[tuple[Delivery, Outcome]]:
         """What has ended since the last call."""
 
+    def starts(self) -> list[Delivery]:
+        """The watched deliveries that have started since the last call."""
+
     def withdraw(self) -> list[Delivery]:
         """Give back the deliveries that have not started."""
 
@@ -40,6 +46,24 @@ class Pool(Protocol):
 
     def waiting(self) -> int:
         """How many of them have not started."""
+
+    def grow(self, by: int) -> None:
+        """Run so many more at once.
+
+        :raises WorkerError: if this kind of pool cannot.
+        """
+
+    def shrink(self, by: int) -> None:
+        """Run so many fewer at once, at least one; what runs ends as usual. Raises as ``grow``."""
+
+    def terminate(self, task_id: str, signal: int) -> bool:
+        """End the run of a task by a signal to its process.
+
+        :return: False if it does not run here, or cannot be ended in this kind of pool.
+        """
+
+    def info(self) -> dict[str, Any]:
+        """What remote control shows of it, in Celery's words."""
 
     def stop(self) -> None:
         """End its threads once they are idle. Does not wait for running tasks."""
@@ -55,7 +79,11 @@ class SoloPool:
         self._finished: list[tuple[Delivery, Outcome]] = []
 
     def submit(self, delivery: Delivery) -> None:
+        _mark_started(delivery)
         self._finished.append((delivery, self._run(delivery)))
+
+    def starts(self) -> list[Delivery]:
+        return [delivery for delivery, _ in self._finished if delivery.watched]
 
     def finished(self) -> list[tuple[Delivery, Outcome]]:
         ended, self._finished = self._finished, []
@@ -72,6 +100,17 @@ class SoloPool:
 
     def waiting(self) -> int:
         return 0
+
+    def grow(self, by: int) -> None:
+        raise WorkerError("the solo pool runs one task at a time; use -P threads or -P processes")
+
+    shrink = grow
+
+    def terminate(self, task_id: str, signal: int) -> bool:
+        return False
+
+    def info(self) -> dict[str, Any]:
+        return _info("solo", 1, [os.getpid()])
 
     def stop(self) -> None:
         pass
@@ -92,6 +131,7 @@ class ThreadPool:
         self._todo: SimpleQueue[Delivery | None] = SimpleQueue()
         self._done: deque[tuple[Delivery, Outcome]] = deque()
         self._active: dict[int, Delivery] = {}
+        self._starts: deque[Delivery] = deque()
         self._threads: list[threading.Thread] = []
         self._held = 0  # touched by the consumer's thread alone
 
@@ -107,6 +147,12 @@ class ThreadPool:
             ended.append(done.popleft())
         self._held -= len(ended)
         return ended
+
+    def starts(self) -> list[Delivery]:
+        begun = []
+        while self._starts:
+            begun.append(self._starts.popleft())
+        return begun
 
     def withdraw(self) -> list[Delivery]:
         taken: list[Delivery] = []
@@ -129,6 +175,20 @@ class ThreadPool:
     def waiting(self) -> int:
         return self._todo.qsize()
 
+    def grow(self, by: int) -> None:
+        self.size += by
+
+    def shrink(self, by: int) -> None:
+        self.size = max(1, self.size - by)
+        for _ in range(len(self._threads) - self.size):
+            self._todo.put(None)
+
+    def terminate(self, task_id: str, signal: int) -> bool:
+        return False
+
+    def info(self) -> dict[str, Any]:
+        return _info("threads", self.size, [os.getpid()])
+
     def stop(self) -> None:
         for _ in self._threads:
             self._todo.put(None)
@@ -144,7 +204,24 @@ class ThreadPool:
         ident = threading.get_ident()
         while (delivery := self._todo.get()) is not None:
             self._active[ident] = delivery
+            _mark_started(delivery)
+            if delivery.watched:
+                self._starts.append(delivery)
+                self._on_finished()
             outcome = self._run(delivery)
             self._done.append((delivery, outcome))
             del self._active[ident]
             self._on_finished()
+        self._threads.remove(threading.current_thread())
+
+
+def _mark_started(delivery: Delivery) -> None:
+    delivery.started, delivery.pid = clock.wall(), os.getpid()
+
+
+def _info(implementation: str, size: int, processes: list[int]) -> dict[str, Any]:
+    return {
+        "implementation": f"flask_taskworker.worker.pool:{implementation}",
+        "max-concurrency": size,
+        "processes": processes,
+    }

@@ -14,7 +14,9 @@ from click.testing import CliRunner, Result
 from flask import Flask
 
 from flask_taskworker import BackgroundTaskWorker, __version__
-from flask_taskworker.cli import UNAVAILABLE, USAGE, banner, taskworker
+from flask_taskworker.cli import taskworker
+from flask_taskworker.cli.root import UNAVAILABLE, USAGE
+from flask_taskworker.cli.worker import banner
 from flask_taskworker.worker import consumer
 from flask_taskworker.worker.consumer import Consumer
 from flask_taskworker.worker.supervisor import Worker, default_queues, node_name
