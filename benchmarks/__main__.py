@@ -15,7 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import report
+from . import report, stores
+from .adapters import all_systems
 from .figures import median, spin
 from .measures import MEASURES
 from .measures.base import Figures, Measure
@@ -27,19 +28,22 @@ RESULTS = Path(__file__).parent / "results"
 
 def main() -> int:
     arguments = _parse()
-    if arguments.broker:
-        os.environ["BENCH_BROKER"] = arguments.broker
-    systems = _choose_systems(arguments.systems)
+    store = os.environ[stores.VARIABLE] = arguments.store
+    systems = _choose_systems(arguments.systems, store)
     scale = _choose_scale(arguments)
     measures = [MEASURES[name] for name in arguments.measures or MEASURES]
     print(_machine(), flush=True)
     begin = time.monotonic()
     log = _Log()
     rows = {measure.name: run_measure(measure, systems, scale, log) for measure in measures}
-    goals = [(goal, rows[measure.name]) for measure in measures for goal in measure.goals]
+    goals = [
+        (goal, rows[measure.name])
+        for measure in measures
+        for goal in measure.goals
+        if goal.store in ("", store)
+    ]
     if goals:
-        note = " (meant for SQLite; this was another broker)" if arguments.broker else ""
-        print(f"\nGoals{note}\n{report.goals(goals)}")
+        print(f"\nGoals on {store}\n{report.goals(goals)}")
     print(f"\n{time.monotonic() - begin:.0f} s. {log.noise()} Every run: {log.path}")
     return 0 if not arguments.strict or all(goal.met(found) for goal, found in goals) else 1
 
@@ -104,17 +108,17 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="smaller runs: 3 to 4 minutes")
     parser.add_argument("--rounds", type=int, help="how often each system is visited")
     parser.add_argument("--systems", help="with commas between; default: all that are installed")
-    parser.add_argument("--broker", help="TASKER_BROKER_URL for ours, instead of SQLite")
+    parser.add_argument(
+        "--store", choices=stores.STORES, default="sqlite", help="where messages are kept"
+    )
     parser.add_argument(
         "--strict", action="store_true", help="exit with 1 unless every goal is met"
     )
     return parser.parse_args()
 
 
-def _choose_systems(wanted: str | None) -> list[System]:
-    from .adapters import all_systems  # reads BENCH_BROKER
-
-    found, missing = all_systems()
+def _choose_systems(wanted: str | None, store: str) -> list[System]:
+    found, missing = all_systems(store)
     for adapter, reason in missing.items():
         print(f"{adapter} is left out: {reason}", file=sys.stderr)
     if wanted is None:
@@ -137,7 +141,10 @@ def _choose_scale(arguments: argparse.Namespace) -> Scale:
 
 
 def _machine() -> str:
-    packages = ("flask-taskworker", "celery", "kombu", "SQLAlchemy", "huey", "Flask")
+    packages = (
+        "flask-taskworker", "celery", "kombu", "SQLAlchemy", "huey", "dramatiq", "procrastinate",
+        "Flask",
+    )  # fmt: skip
     versions = ", ".join(f"{name} {_version(name)}" for name in packages)
     return (
         f"Python {platform.python_version()}, {os.cpu_count()} cores, {platform.platform()}\n"

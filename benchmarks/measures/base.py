@@ -58,6 +58,7 @@ class Goal:
     :param find: reads it out of the rows of the measure; None if a run is missing.
     :param limit: the bound, itself allowed.
     :param at_least: whether the bound is the smallest or the largest allowed.
+    :param store: the store it is meant for; empty: any.
     """
 
     measure: str
@@ -65,6 +66,7 @@ class Goal:
     find: Callable[[Rows], float | None]
     limit: float
     at_least: bool = False
+    store: str = ""
 
     def met(self, rows: Rows) -> bool:
         """Whether it was reached; what was not measured was not."""
@@ -133,16 +135,33 @@ def ratio(rows: Rows, ours: str, other: str, key: str) -> float | None:
     return median(ratios) if ratios else None
 
 
-def ratio_to_best(rows: Rows, ours: str, system: str, key: str) -> float | None:
-    """Ours to the best worker of another system; the larger figure is the better."""
-    ratios = [
-        found
-        for label in rows
-        if label.split(" ")[0] == system and (found := ratio(rows, ours, label, key)) is not None
-    ]
-    return min(ratios, default=None)
+def best_ratio(rows: Rows, system: str, key: str) -> float | None:
+    """Our best worker to theirs; the larger figure is the better."""
+
+    def best(name: str) -> str | None:
+        own = [label for label in rows if label.split(" ")[0] == name]
+        figures = {label: found for label in own if (found := median_of(rows, label, key))}
+        return max(figures, key=figures.__getitem__, default=None)
+
+    ours, theirs = best("ours"), best(system)
+    return ratio(rows, ours, theirs, key) if ours and theirs else None
 
 
 def at_most(measure: str, text: str, label: str, key: str, limit: float) -> Goal:
     """A goal for the median of one of our own figures."""
     return Goal(measure, text, lambda rows: median_of(rows, label, key), limit)
+
+
+def share_of_fastest(measure: str, text: str, label: str, key: str) -> Goal:
+    """A goal that ours is as small as the smallest of the others."""
+
+    def find(rows: Rows) -> float | None:
+        ours = median_of(rows, label, key)
+        others = [
+            found
+            for other in rows
+            if not other.startswith("ours") and (found := median_of(rows, other, key)) is not None
+        ]
+        return ours / min(others) if ours is not None and others else None
+
+    return Goal(measure, text, find, 1.0)

@@ -8,7 +8,7 @@ from functools import partial
 from ..marks import Mark
 from ..scale import Scale
 from ..session import RunFailedError, Session
-from .base import Cell, Column, Figures, Goal, Measure, all_workers, one_by_one, ratio_to_best
+from .base import Cell, Column, Figures, Goal, Measure, Rows, all_workers, best_ratio, one_by_one
 
 #: The worker that our command starts when told nothing else.
 DEFAULT = "ours threads4"
@@ -39,7 +39,33 @@ def _rate(marks: Sequence[Mark]) -> float:
     return (len(times) - 1) / ((times[-1] - times[0]) / 1e9)
 
 
-def _measure(name: str, task: str, title: str) -> Measure:
+#: store, the other, how much faster ours has to be
+_BOUNDS = [
+    ("sqlite", "celery", 20),
+    ("sqlite", "huey", 1.5),
+    ("postgresql", "celery", 15),
+    ("postgresql", "huey", 2.5),
+    ("postgresql", "procrastinate", 10),
+    ("redis", "celery", 4),
+    ("redis", "huey", 1.2),
+    ("redis", "dramatiq", 1.2),
+    ("rabbitmq", "celery", 2),
+    ("rabbitmq", "dramatiq", 1),
+]
+_BOUNDS_STORED = [
+    ("sqlite", "celery", 4),
+    ("sqlite", "huey", 1),
+    ("postgresql", "celery", 4),
+    ("postgresql", "huey", 1),
+    ("redis", "celery", 1),
+    ("redis", "huey", 1),
+    ("redis", "dramatiq", 1),
+    ("rabbitmq", "celery", 1),
+    ("rabbitmq", "dramatiq", 1),
+]
+
+
+def _measure(name: str, task: str, title: str, bounds: Sequence[tuple[str, str, float]]) -> Measure:
     return Measure(
         name=name,
         title=title,
@@ -52,19 +78,24 @@ def _measure(name: str, task: str, title: str) -> Measure:
         run_round=one_by_one(partial(_run, task)),
         compared="rate",
         references=[DEFAULT],
-        goals=[
-            Goal(
-                name,
-                f"{name.replace('-', ', ')}: x Celery's best worker",
-                lambda rows: ratio_to_best(rows, DEFAULT, "celery", "rate"),
-                10,
-                at_least=True,
-            )
-        ],
+        goals=[_goal(name, *bound) for bound in bounds],
     )
 
 
-DRAIN = _measure("drain", "noop", "Draining a queue of no-op tasks, one worker, results ignored")
+def _goal(measure: str, store: str, other: str, factor: float) -> Goal:
+    def find(rows: Rows) -> float | None:
+        return best_ratio(rows, other, "rate")
+
+    text = f"{measure.replace('-', ', ')}, best workers: x {other}"
+    return Goal(measure, text, find, factor, at_least=True, store=store)
+
+
+DRAIN = _measure(
+    "drain", "noop", "Draining a queue of no-op tasks, one worker, results ignored", _BOUNDS
+)
 DRAIN_STORED = _measure(
-    "drain-stored", "stored", "Draining a queue of no-op tasks, one worker, results stored"
+    "drain-stored",
+    "stored",
+    "Draining a queue of no-op tasks, one worker, results stored",
+    _BOUNDS_STORED,
 )

@@ -80,5 +80,8 @@ IDLE = Measure(
     run_round=_run_round,
     compared="pss",
     references=["ours threads4"],
-    goals=[at_most("idle", "CPU of an idle worker, % of a core", "ours threads4", "cpu", 0.5)],
+    goals=[
+        at_most("idle", "CPU of an idle worker, % of a core", "ours threads4", "cpu", 0.3),
+        at_most("idle", "memory of an idle worker, PSS MiB", "ours threads4", "pss", 45),
+    ],
 )

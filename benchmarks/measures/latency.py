@@ -5,7 +5,16 @@ from __future__ import annotations
 from ..figures import percentile
 from ..scale import Scale
 from ..session import Session
-from .base import Cell, Column, Figures, Measure, at_most, one_by_one, steady_workers
+from .base import (
+    Cell,
+    Column,
+    Figures,
+    Measure,
+    at_most,
+    one_by_one,
+    share_of_fastest,
+    steady_workers,
+)
 
 _FIRST_SEND, _FIRST_ROUND_TRIP = 1_000, 1_000_000
 
@@ -56,5 +65,6 @@ LATENCY = Measure(
     goals=[
         at_most("latency", "delay() to start, p50 ms", "ours threads4", "p50", 5),
         at_most("latency", "delay() to start, p99 ms", "ours threads4", "p99", 25),
+        share_of_fastest("latency", "delay() to start, p50 x best other", "ours threads4", "p50"),
     ],
 )

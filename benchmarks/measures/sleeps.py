@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..marks import Kind
 from ..scale import Scale
 from ..session import RunFailedError, Session
-from .base import Cell, Column, Figures, Measure, one_by_one
+from .base import Cell, Column, Figures, Goal, Measure, median_of, one_by_one
 
 _NAP, _AT_ONCE = 0.05, 20
 
@@ -34,4 +34,13 @@ SLEEPS = Measure(
     run_round=one_by_one(_run),
     compared="rate",
     references=["ours wide"],
+    goals=[
+        Goal(
+            "sleeps",
+            "tasks that sleep, % of the ideal",
+            lambda rows: median_of(rows, "ours wide", "share"),
+            95,
+            at_least=True,
+        )
+    ],
 )
