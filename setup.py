@@ -24,6 +24,7 @@ EXTRAS["test"] = [
     "msgpack>=1.0",
     "pytest>=8.0",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.5",
     "PyYAML>=6.0",
     "setuptools>=64",
     "wheel",

@@ -648,7 +648,11 @@ def test_exit_in_a_task_does_not_end_the_worker(folder: AppFolder, pool: str) ->
     ]
 
 
-@pytest.mark.parametrize("value", [object(), {1: threading.Lock()}, float, b"\xff"], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [object(), {1: threading.Lock()}, float, b"\xff"],
+    ids=["object", "lock", "class", "bytes"],
+)
 def test_a_result_that_is_no_plain_data_fails_the_task(room: Room, value: Any) -> None:
     ran = []
 

@@ -196,6 +196,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"taskworker+{request.getfixturevalue(request.param)}"
 
 
+@pytest.mark.timeout(240)  # every step is a commit, and some disks take their time
 def test_any_order_of_operations_gives_what_the_model_gives(url: str) -> None:
     run_state_machine_as_test(
         lambda: CompareWithModel(url),
