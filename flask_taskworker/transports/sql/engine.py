@@ -35,7 +35,7 @@ from .lease import LeaseKeeper
 from .locks import ProcessLocks
 from .options import Options
 from .schema import Tables, build_tables
-from .url import identity, parse
+from .url import file_of, identity, parse
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -44,6 +44,9 @@ log = logging.getLogger(__name__)
 
 _databases: dict[Hashable, Database] = {}
 _lock = threading.Lock()
+#: The liveness locks of SQLite files. One file may be several databases: by another prefix,
+#: another option or another spelling of its URL.
+_process_locks: dict[str, ProcessLocks] = {}
 #: What a forked child inherited: kept for ever, so that no destructor closes it.
 _inherited: list[Any] = []
 
@@ -87,7 +90,7 @@ class Database:
         self.options = options
         self.inherited = False
         self.tables: Tables = build_tables(options.table_prefix, options.schema)
-        self.file = url.database if url.get_backend_name() == "sqlite" else None
+        self.file = file_of(url)
         self.label = str(self.file) if self.file else url.render_as_string(hide_password=True)
         self.engine: Engine = self._create_engine()
         quote = self.engine.dialect.identifier_preparer.format_table
@@ -104,7 +107,6 @@ class Database:
         self.keeper = LeaseKeeper(self)
         self.janitor = Janitor(self)
         self._connections: weakref.WeakSet[HeldConnection] = weakref.WeakSet()
-        self._process_locks: ProcessLocks | None = None
         self._ready = False
         self._setup = threading.Lock()
         # The database's clock against this process's monotonic one.
@@ -160,10 +162,12 @@ class Database:
     @property
     def process_locks(self) -> ProcessLocks:
         """The liveness locks of a SQLite file."""
-        if self._process_locks is None:
-            prefix = self.options.table_prefix.rstrip("_") or "_"
-            self._process_locks = ProcessLocks(f"{self.file}-{prefix}-live")
-        return self._process_locks
+        prefix = self.options.table_prefix.rstrip("_") or "_"
+        path = f"{self.file}-{prefix}-live"
+        found = _process_locks.get(path)
+        if found is None:
+            found = _process_locks.setdefault(path, ProcessLocks(path))
+        return found
 
     def dispose(self) -> None:
         """Close what this process holds. The next use opens everything again."""
@@ -175,9 +179,8 @@ class Database:
         for connection in list(self._connections):
             connection.close()
         self.doorbell.close()
-        if self._process_locks is not None:
-            self._process_locks.close()
-            self._process_locks = None
+        if self.file is not None:
+            self.process_locks.close()
         self.engine.dispose()
 
     def _open(self, durable: bool, busy_timeout: float | None) -> HeldConnection:
@@ -262,6 +265,7 @@ def _after_fork_in_child() -> None:
             _keep_for_ever(connection.raw)
         _inherited.append(database)
     _databases.clear()
+    _process_locks.clear()  # a child inherits none of them
 
 
 def _keep_for_ever(raw: Any) -> None:

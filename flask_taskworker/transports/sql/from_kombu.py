@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from ...exceptions import ConfigurationError
-from .url import identity, parse
+from .url import file_of, identity, parse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,8 +70,9 @@ def migrate(
     :raises ConfigurationError: if the tables are not there.
     """
     url = parse(source.removeprefix("sqla+").removeprefix("sqlalchemy+"))
-    if url.get_backend_name() == "sqlite" and not Path(str(url.database)).is_file():
-        raise ConfigurationError(f"there is no file {url.database}")  # opening would make one
+    file = file_of(url)
+    if file is not None and not Path(file).is_file():
+        raise ConfigurationError(f"there is no file {file}")  # opening would make one
     engine = sa.create_engine(url, poolclass=sa.NullPool)
     tables = _tables(engine, queue_table, message_table)
     same = identity(url) == identity(channel.database.url)

@@ -114,8 +114,9 @@ class LeaseKeeper:
                 return
             try:
                 connection = self._connect()
-                connection.execute(database.dialect.delete_consumer, (lease.id,))
+                # In this order: if the row cannot be deleted, others see at once that it is free.
                 database.dialect.drop_lock(database, connection, lease.id)
+                connection.execute(database.dialect.delete_consumer, (lease.id,))
             except (DatabaseUnavailableError, DatabaseUnusableError) as exc:
                 log.warning("consumer %d is not signed off: %s", lease.id, exc)
             if not self._leases:

@@ -20,14 +20,14 @@ class ProcessLocks:
 
     The kernel frees them when the process dies, so a peer learns of a kill -9 by asking.
     POSIX drops all locks of a process on a file as soon as it closes *any* descriptor of
-    it: there must be one object per process and file, and nobody else may open the file.
+    it, and grants a process its own locks once more: there must be one object per process and
+    file, shared by all who use the file, and nobody else may open it.
 
     :param path: the file; created if missing, readable for its owner only.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._pid = os.getpid()
         self._held: set[int] = set()
         self._lock = threading.Lock()
         self._fd: int | None = None
@@ -69,12 +69,11 @@ class ProcessLocks:
             return False
 
     def close(self) -> None:
-        """Give every lock back."""
+        """Close the file, unless somebody in this process still holds a byte of it."""
         with self._lock:
-            self._held.clear()
-            if self._fd is not None and self._pid == os.getpid():
+            if not self._held and self._fd is not None:
                 os.close(self._fd)
-            self._fd = None
+                self._fd = None
 
     def _open(self) -> int | None:
         if self._fd is None and fcntl is not None:

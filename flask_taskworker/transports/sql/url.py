@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
 
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -57,20 +58,34 @@ def _masked(text: str) -> str:
     return f"{scheme}{separator}***@{rest.rpartition('@')[2]}" if "@" in rest else text
 
 
+def file_of(url: URL) -> str | None:
+    """The path of a SQLite file; None for a server.
+
+    Links are followed, as SQLite does for the files that it keeps beside this one: whoever uses
+    the file by another name has to find the same bell and the same locks there.
+    """
+    if url.get_backend_name() != "sqlite":
+        return None
+    name = url.database or ""
+    if name.startswith("file:"):  # a URI, as SQLite understands it
+        name = unquote(urlsplit(name).path)
+    return os.path.realpath(Path(name).expanduser())
+
+
 def _absolute(url: URL) -> URL:
     name = url.database or ""
-    if name in ("", ":memory:") or "mode=memory" in name or url.query.get("mode") == "memory":
+    is_uri = name.startswith("file:")
+    path = unquote(urlsplit(name).path) if is_uri else name
+    in_memory = url.query.get("mode") == "memory" or url.query.get("vfs") == "memdb"
+    if path in ("", ":memory:") or "mode=memory" in name or in_memory:
         raise ConfigurationError(
             f"{url}: a database in memory cannot be shared, so it cannot carry messages. "
             "Use a file, for example taskworker+sqlite:////tmp/queue.db, or kombu's own "
             "memory:// within one process."
         )
-    if name.startswith("file:"):
-        return url
-    path = Path(name).expanduser()
-    absolute = Path(os.path.abspath(path))
-    refuse_network_file_system(absolute)
-    return url.set(database=str(absolute))
+    file = str(file_of(url))
+    refuse_network_file_system(Path(file))
+    return url.set(database=f"file:{quote(file)}" if is_uri else file)
 
 
 def refuse_network_file_system(path: Path, mounts: str = "/proc/self/mounts") -> None:

@@ -206,3 +206,34 @@ def test_importing_the_package_loads_no_database_library():
     code = "import sys, flask_taskworker.transports; print('sqlalchemy' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    "name", ["file::memory:?cache=shared&uri=true", "file:%3Amemory%3A?uri=true",
+             "file:x?mode=memory&uri=true", "file:/x?vfs=memdb&uri=true", "file:?uri=true"],
+)  # fmt: skip
+def test_a_database_in_memory_is_refused_also_as_a_uri(name):
+    with pytest.raises(ConfigurationError, match=r"memory://"):
+        parse(f"taskworker+sqlite:///{name}")
+
+
+def test_a_uri_names_the_same_file_as_its_path(broker, receiver):
+    Path(f"{broker.path.parent}/with space").mkdir()
+    path = f"{broker.path.parent}/with space/queue.db"
+    uri = f"taskworker+sqlite:///file:{path.replace(' ', '%20')}?uri=true"
+    _publish(uri)
+    database = database_for(uri)
+    assert database.doorbell.path == f"{path}-taskworker-bell"
+    assert database.doorbell.available
+    with kombu.Connection(f"taskworker+sqlite:///{path}") as connection:
+        assert connection.channel().basic_get("q").payload == 1
+    database.dispose()
+    database_for(f"sqlite:///{path}").dispose()
+
+
+def test_a_linked_file_has_one_bell_and_one_set_of_locks(broker, receiver):
+    link = broker.path.with_name("link.db")
+    link.symlink_to(broker.path)
+    linked = database_for(f"sqlite:///{link}")
+    assert linked.doorbell.path == broker.database.doorbell.path
+    assert linked.file == broker.database.file

@@ -73,6 +73,49 @@ def test_messages_of_a_living_consumer_are_left_alone(broker, receiver):
     held.close()
 
 
+@pytest.mark.parametrize("other", ["option", "scheme", "query"])
+def test_one_file_by_two_names_in_one_process_takes_nothing_from_the_living(broker, other):
+    broker.publish(1)
+    one = broker.connection()
+    message = one.channel().basic_get("q")
+    url = {
+        "option": broker.url,
+        "scheme": broker.url.replace("sqlite:", "sqlite+pysqlite:"),
+        "query": f"{broker.url}?cached_statements=50",
+    }[other]
+    options = {"doorbell": False} if other == "option" else {}
+    with kombu.Connection(url, transport_options=options) as connection:
+        channel = connection.channel()
+        database = channel.database
+        assert database is not broker.database
+        held = channel.held()
+        assert database.janitor.reap(held) == 0
+        assert channel.basic_get("q") is None
+    database.dispose()  # the locks of the other one stay
+    assert not _in_child_free(broker, message)
+    message.ack()
+    message.channel.flush()
+    assert message.channel.lost_leases == 0
+
+
+def _in_child_free(broker, message) -> bool:
+    """Whether another process finds the lock of a message's owner free."""
+    owner = message.channel.qos.get(message.delivery_tag).owner
+    path = broker.database.process_locks._path
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.write(write, b"1" if ProcessLocks(path).is_held(owner) else b"0")
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    held = os.read(read, 1) == b"1"
+    os.close(read)
+    os.close(write)
+    return not held
+
+
 def test_a_consumer_whose_registration_was_taken_away_gets_a_new_one(broker, receiver, caplog):
     broker.publish(1, 2)
     one = receiver(prefetch=1)
@@ -151,7 +194,9 @@ def test_a_lock_ends_with_its_process(tmp_path):
     os.waitpid(pid, 0)
     assert locks.is_held(2**61) is False
     locks.hold(5)
+    locks.close()  # not while it holds one
     assert locks.is_held(5) is True
+    locks.drop(5)
     locks.close()
     os.close(read)
     os.close(write)

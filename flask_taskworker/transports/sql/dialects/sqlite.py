@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import DatabaseUnavailableError, DatabaseUnusableError
+from ..url import file_of
 from .base import Dialect, Peer
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class SQLiteDialect(Dialect):
 
     def __init__(self, url: Any, names: Any) -> None:
         super().__init__(url, names)
+        self._file = str(file_of(url))
         self._select_ready = self.sql(
             "SELECT id, queue, prio, attempts, meta, body FROM {message} "
             "WHERE queue = ? AND owner = 0 ORDER BY prio, id LIMIT ?"
@@ -115,8 +117,7 @@ class SQLiteDialect(Dialect):
         return super().translate(exc, label, waited)
 
     def _cannot_open(self, label: str) -> Exception:
-        path = self.url.database or ""
-        folder = os.path.dirname(path)
+        folder = os.path.dirname(self._file)
         if not os.path.isdir(folder):
             return DatabaseUnusableError(
                 f"{label} cannot be opened: the folder {folder} does not exist. Create it."
@@ -171,7 +172,7 @@ class SQLiteDialect(Dialect):
     def maintain(self, database: Database, connection: HeldConnection) -> None:
         """Shorten a WAL file that a long reader let grow."""
         try:
-            size = os.stat(f"{self.url.database}-wal").st_size
+            size = os.stat(f"{self._file}-wal").st_size
         except OSError as exc:
             if exc.errno != errno.ENOENT:
                 raise
