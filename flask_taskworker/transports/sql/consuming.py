@@ -164,6 +164,7 @@ class Consumption:
     def _ready(self, held: HeldConnection) -> list[tuple[int, str]]:
         """Look which queues hold something."""
         self._look_at = clock.monotonic() + _LOOK
+        self._last_ready = []  # one of them may be paused by now
         return held.database.dialect.ready_queues(held, list(self._queues))
 
     def _promote_due(self, held: HeldConnection) -> bool:

@@ -34,6 +34,8 @@ class Entities(ChannelBase):
         queue = queue or f"amq.gen-{uuid()}"
         held = self.held()
         id = routing.queue_id(held, queue, create=not passive)
+        while id is not None and not passive and not self._note_expiry(held, id, queue, kwargs):
+            id = routing.queue_id(held, queue)  # it expired a moment ago
         if id is None:
             raise ChannelError(
                 f"NOT_FOUND - no queue {queue!r} in {self.database.label}",
@@ -41,23 +43,24 @@ class Entities(ChannelBase):
                 "Channel.queue_declare",
                 "404",
             )
-        if not passive:
-            self._note_expiry(held, id, queue, kwargs)
         ready = held.execute(self.database.dialect.count_ready, (id, _COUNT_LIMIT)).fetchone()[0]
         return queue_declare_ok_t(queue, ready, 0)
 
     def _note_expiry(
         self, held: HeldConnection, id: int, queue: str, kwargs: dict[str, Any]
-    ) -> None:
+    ) -> bool:
+        """Note what a declaration says of the queue's end; False if that has come already."""
         expires = (kwargs.get("arguments") or {}).get("x-expires")
         seconds = None if expires is None else float(expires) / 1000
         if seconds is None and kwargs.get("exclusive"):
             seconds = _EXCLUSIVE_EXPIRES
         if kwargs.get("auto_delete"):
             self._auto_delete[queue] = bool(kwargs.get("exclusive"))
-        if seconds is not None:
-            held.execute(self.database.dialect.update_queue, (self.database.now(), seconds, id))
-            self._consumption.expiring[queue] = seconds
+        if seconds is None:
+            return True
+        self._consumption.expiring[queue] = seconds
+        used = (self.database.now(), seconds, id)
+        return bool(held.execute(self.database.dialect.update_queue, used).rowcount)
 
     def prepare_queue_arguments(self, arguments: Any, **kwargs: Any) -> Any:
         """``Queue(expires=...)`` in seconds becomes ``x-expires``, as for RabbitMQ."""

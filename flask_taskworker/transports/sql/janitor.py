@@ -117,8 +117,8 @@ class Janitor:
         for queue, expires in cursor.fetchall():
             if steady - self._jumped_at < expires:
                 continue  # in the time after the jump, whoever uses it will say so
-            log.debug("queue %d expired", queue)
-            delete_queue(self._database, connection, queue)
+            if delete_queue(self._database, connection, queue, unused_at=now):
+                log.debug("queue %d expired", queue)
 
     def _is_dead(self, peer: Peer) -> bool:
         now = clock.monotonic()
@@ -175,13 +175,28 @@ class Janitor:
         return connection.transaction(work)
 
 
-def delete_queue(database: Database, connection: HeldConnection, queue: int) -> None:
-    """Delete a queue with its bindings and messages."""
-    dialect = database.dialect
+def delete_queue(
+    database: Database, connection: HeldConnection, queue: int, unused_at: float | None = None
+) -> bool:
+    """Delete a queue with its bindings and messages.
 
-    def work() -> None:
-        connection.execute(dialect.sql("DELETE FROM {queue} WHERE id = ?"), (queue,))
+    :param unused_at: only if it has expired at this time: somebody may have used it since the
+        look that found it, and would be left with a queue that is not there.
+    :returns: whether it is gone.
+    """
+    dialect = database.dialect
+    delete = dialect.sql("DELETE FROM {queue} WHERE id = ?")
+    params: tuple[float, ...] = (queue,)
+    if unused_at is not None:
+        delete += dialect.sql(" AND used + expires < ?")
+        params = (queue, unused_at)
+
+    def work() -> bool:
+        deleted = connection.execute(delete, params).rowcount
+        if unused_at is not None and not deleted:
+            return False
         connection.execute(dialect.sql("DELETE FROM {binding} WHERE queue = ?"), (queue,))
         dialect.delete_queue_messages(connection, queue)
+        return True
 
-    connection.transaction(work)
+    return connection.transaction(work)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue as queue_module
+import threading
 import time
 from collections import Counter
+from collections.abc import Iterable
 
 import kombu
 import pytest
+from kombu import Exchange, Queue
 
+from flask_taskworker.transports.sql import janitor as janitor_module
 from flask_taskworker.transports.sql.engine import database_for
+from support.waiting import wait_until
 
 HOLD = """
 got = []
@@ -190,3 +197,140 @@ def test_an_unreachable_server_is_an_error_in_time(broker):
         database_for(url, broker.options).connect()
     assert time.monotonic() - start < 6
     database_for(url, broker.options).dispose()
+
+
+# -- queues that end ----------------------------------------------------------------------
+
+
+def test_what_a_dead_consumer_held_of_a_deleted_queue_goes_with_it(broker):
+    broker.publish(*range(8))
+    holder = broker.spawn(HOLD)
+    assert holder.stdout.readline() == "holding\n"
+    broker.connection().channel().queue_delete("q")
+    assert broker.count() == 8  # whoever holds one may still settle it
+    holder.kill()
+    holder.wait()
+    held = broker.database.connect()
+    wait_until(lambda: broker.database.janitor.reap(held) == 8, "its death is noticed", 20)
+    broker.database.janitor._free_orphans(held)
+    held.close()
+    assert broker.count() == 0
+
+
+USE = """
+queue = kombu.Queue("mine", kombu.Exchange("x", type="fanout"), expires=1.0)
+def work(message):
+    message.ack()
+    print(message.payload, flush=True)
+with kombu.Consumer(connection, [queue], on_message=work):
+    print("using", flush=True)
+    while True:
+        connection.drain_events()
+"""
+
+
+def test_a_queue_expires_when_its_last_consumer_is_dead_and_not_before(broker):
+    user = broker.spawn(USE)
+    assert user.stdout.readline() == "using\n"
+    channel = broker.connection().channel()
+    Queue("unused", expires=1.0)(channel).declare()
+    onlooker = broker.receiver("another")  # somebody must look after what is nobody's
+    exchange = kombu.Producer(channel, exchange=Exchange("x", type="fanout"))
+
+    def gone(queue: str) -> bool:
+        onlooker.drain()
+        return not channel._has_queue(queue)
+
+    wait_until(lambda: gone("unused"), "the unused one is gone", 30)
+    for number in range(3):  # the other one is older, and still there with its binding
+        exchange.publish(number)
+        assert user.stdout.readline() == f"{number}\n"
+    assert not gone("mine")
+    user.kill()
+    user.wait()
+    wait_until(lambda: gone("mine"), "nobody uses the other one any more", 30)
+    assert channel.list_bindings() == []
+
+
+@pytest.mark.parametrize("moment", ["delete", "declare"])
+def test_a_queue_that_is_used_again_as_it_expires_is_there(broker, monkeypatch, moment):
+    channel = broker.connection().channel()
+    queue = Queue("late", Exchange("x", type="fanout"), expires=0.05)
+    queue(channel).declare()
+    time.sleep(0.1)  # the time after which it may go
+    janitor, other = broker.database.janitor, broker.database.connect()
+    if moment == "delete":  # used between the janitor's look and its deletion
+        look = other.execute(
+            broker.database.dialect.expired_queues, (broker.database.now(),)
+        ).fetchall()
+        assert len(look) == 1
+        delete = janitor_module.delete_queue
+
+        def late(*args: object, **kwargs: object) -> bool:
+            Queue("late", Exchange("x", type="fanout"), expires=60)(channel).declare()
+            return bool(delete(*args, **kwargs))
+
+        monkeypatch.setattr(janitor_module, "delete_queue", late)
+        janitor.expire_queues(other)
+    else:  # gone between the declaration's look and its note
+        note = channel._note_expiry
+
+        def noted(*args: object) -> bool:
+            monkeypatch.undo()
+            janitor.expire_queues(other)
+            return bool(note(*args))
+
+        monkeypatch.setattr(channel, "_note_expiry", noted)
+        Queue("late", Exchange("x", type="fanout"), expires=60)(channel).declare()
+    other.close()
+    kombu.Producer(channel, exchange=Exchange("x", type="fanout")).publish("hear")
+    assert broker.receiver("late").drain() == ["hear"]
+
+
+PAUSED = """
+def work(message):
+    print(message.payload, flush=True)
+    time.sleep(0.002)  # the work
+    message.ack()
+with kombu.Consumer(connection, [kombu.Queue("q"), kombu.Queue("other")], on_message=work,
+                    prefetch_count=2, auto_declare=False):
+    while True:
+        connection.drain_events()
+"""
+
+
+def test_a_pause_is_seen_by_busy_and_by_sleeping_consumers_of_other_processes(broker):
+    consumers = [broker.spawn(PAUSED) for _ in range(2)]
+    got: queue_module.Queue[int] = queue_module.Queue()
+
+    def read(lines: Iterable[str]) -> None:
+        for line in lines:
+            got.put(int(line))
+
+    for consumer in consumers:
+        threading.Thread(target=read, args=(consumer.stdout,), daemon=True).start()
+    channel = broker.connection().channel()
+    batch = channel.create_publish_batch(1000)
+    for number in range(2000):
+        message = channel.prepare_message(
+            str(number), content_type="application/json", content_encoding="utf-8"
+        )
+        batch.publish(message, "", "q")
+    batch.flush()
+    seen = {got.get(timeout=30) for _ in range(20)}
+    channel.pause_queue("q")  # both are busy with it
+    with contextlib.suppress(queue_module.Empty):
+        while True:
+            seen.add(got.get(timeout=0.7))  # they look every quarter of a second
+    assert channel.queue_declare("q", passive=True).message_count == 2000 - len(seen) > 0
+    broker.publish(9000)
+    broker.publish(9001, queue="other")  # another queue goes on
+    assert got.get(timeout=30) == 9001
+    assert got.empty()
+    channel.pause_queue("q", False)  # both are asleep
+    resumed = time.monotonic()
+    seen.add(got.get(timeout=30))
+    assert time.monotonic() - resumed < 4  # the longest sleep is five seconds
+    while len(seen) < 2001:
+        seen.add(got.get(timeout=30))
+    assert got.empty()

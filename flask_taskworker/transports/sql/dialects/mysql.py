@@ -56,6 +56,8 @@ class MySQLDialect(Dialect):
             "WHERE m.owner = 0 LIMIT ? "
             "FOR UPDATE SKIP LOCKED"
         )
+        # With queue 0, see delete_queue_messages: what was in somebody's hands is not his for ever.
+        self._all_queues = self.sql("(SELECT id FROM {queue} UNION ALL SELECT 0) q")
         self._count_candidates = self.sql(
             "SELECT count(*) FROM (SELECT 1 FROM {message} WHERE queue = ? AND owner = 0 LIMIT ?) c"
         )
@@ -220,14 +222,14 @@ class MySQLDialect(Dialect):
 
     def owned_by(self, connection: HeldConnection, owner: int) -> list[int]:
         cursor = connection.execute(
-            f"SELECT m.id FROM {self.names.queue} q STRAIGHT_JOIN {self.names.message} m "
+            f"SELECT m.id FROM {self._all_queues} STRAIGHT_JOIN {self.names.message} m "
             f"ON m.queue = q.id AND m.owner = {owner:d}"
         )
         return [row[0] for row in cursor.fetchall()]
 
     def orphans(self, connection: HeldConnection) -> list[tuple[int, int]]:
         cursor = connection.execute(
-            f"SELECT m.id, m.owner FROM {self.names.queue} q "
+            f"SELECT m.id, m.owner FROM {self._all_queues} "
             f"STRAIGHT_JOIN {self.names.message} m ON m.queue = q.id AND m.owner > 0 "
             f"WHERE NOT EXISTS (SELECT 1 FROM {self.names.consumer} c WHERE c.id = m.owner) "
             "LIMIT 1000"
