@@ -165,6 +165,24 @@ def test_a_server_that_crashes_under_load_loses_nothing(
         assert load.duplicates <= len(back) * (2 * PREFETCH + undone)
 
 
+@pytest.mark.services
+def test_a_server_whose_summer_time_ends_has_no_hour_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "Europe/Berlin")  # of the server
+    with running(OwnMariaDB) as server:
+        database = database_for(server.url)
+        held = database.connect()
+        local = []
+        for moment in (1729989000.5, 1729992600.5):  # 2:30 in the morning, twice
+            held.execute(f"SET timestamp = {moment}")
+            local.append(held.execute("SELECT NOW(6)").fetchone()[0])
+            assert database.dialect.database_time(held) == moment
+        assert local[0] == local[1]
+        held.close()
+        database.dispose()
+
+
 _KILL_SESSIONS = {
     "postgresql": "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
     "WHERE datname = current_database() AND pid <> pg_backend_pid()",

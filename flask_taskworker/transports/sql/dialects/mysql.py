@@ -273,7 +273,11 @@ class MySQLDialect(Dialect):
         return None if opened is None else int(opened.fileno())
 
     def database_time(self, connection: HeldConnection) -> float | None:
-        return float(connection.execute("SELECT UNIX_TIMESTAMP(NOW(6))").fetchone()[0])
+        # UNIX_TIMESTAMP(NOW(6)) would be an hour off for an hour when summer time ends.
+        cursor = connection.execute(
+            "SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))"
+        )
+        return float(cursor.fetchone()[0]) / 1e6
 
 
 def _delivered(rows: Sequence[Any]) -> list[Row]:
