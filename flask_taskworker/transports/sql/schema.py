@@ -28,6 +28,9 @@ from sqlalchemy.dialects import mysql
 
 #: Raised by one whenever an older program could not work with the tables any more.
 SCHEMA_VERSION = 1
+#: Raised by one with each addition that does not disturb older programs: a table, an index, or a
+#: column that may be NULL or has a server default. Older tables get what they lack.
+SCHEMA_REVISION = 1
 
 #: ``message.owner`` of a message that anybody may claim. Positive: the consumer's id.
 READY = 0

@@ -475,6 +475,49 @@ def test_tables_of_a_newer_program_are_refused_and_left_alone(broker):
 
 
 @all_databases
+def test_tables_of_an_older_program_get_what_they_lack_and_keep_what_they_hold(
+    broker, monkeypatch, unique
+):
+    broker.publish("kept")
+    letter = broker.receiver()
+    letter.drain()
+    letter.channel.dead_letter(letter.messages[0].delivery_tag, "for later")
+    letter.connection.release()
+    broker.publish("waiting")
+    prefix, own = broker.options["table_prefix"], _name(broker)
+    added = "due_part" if own != "mysql" else "due_full"
+    on = f" ON {prefix}message" if own == "mysql" else ""
+    # As if the last column, a column with a default and an index had not been thought of yet.
+    broker.execute(f"DROP INDEX {prefix}{added}{on}")
+    broker.execute("ALTER TABLE {message} DROP COLUMN died")
+    broker.execute("ALTER TABLE {queue} DROP COLUMN paused")
+    broker.execute("DELETE FROM {meta} WHERE name = ?", "schema_revision")
+    broker.database.dispose()
+
+    with pytest.raises(DatabaseUnusableError, match="older flask-taskworker, and create_tables"):
+        broker.connection(create_tables=False).channel().held()
+    broker.database.dispose()
+    programs = [broker.spawn("connection.channel().held()\nconnection.release()") for _ in range(4)]
+    for program in programs:
+        program.communicate(timeout=60)
+    assert [program.returncode for program in programs] == [0] * 4
+    one = broker.receiver()
+    assert one.drain() == ["waiting"]
+    one.channel.dead_letter(one.messages[0].delivery_tag, "too")
+    one.channel.flush()
+    first, second = dead_letters.list(broker.database)
+    assert (first.reason, first.died_at.timestamp(), second.reason) == ("for later", 0, "too")
+    assert second.died_at.timestamp() > 0
+    held = broker.database.connect()
+    assert added in plan(held, broker.database.dialect.next_due)
+    held.close()
+    inspector = sa.inspect(sa.create_engine(broker.database.url, poolclass=sa.NullPool))
+    for table in build_tables(prefix).metadata.sorted_tables:
+        found = {column["name"] for column in inspector.get_columns(table.name)}
+        assert found == set(table.columns.keys())
+
+
+@all_databases
 def test_two_prefixes_in_one_database_are_two_brokers(broker, unique):
     other = f"{unique}other_"
     broker.publish("ours")
