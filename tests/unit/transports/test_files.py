@@ -121,6 +121,20 @@ def test_a_publish_waits_while_the_application_writes(broker):
     assert broker.count() == 2
 
 
+def test_opening_waits_while_the_file_is_locked_even_for_readers(tmp_path):
+    path = tmp_path / "queue.db"
+    app = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    app.execute("BEGIN EXCLUSIVE")
+    app.execute("CREATE TABLE app (x)")
+    timer = threading.Timer(0.3, app.execute, ("COMMIT",))
+    timer.start()
+    database = database_for(f"sqlite:///{path}")
+    database.connect(busy_timeout=8).close()
+    timer.join()
+    app.close()
+    database.dispose()
+
+
 def test_a_publish_gives_up_in_time_with_what_to_do(broker):
     broker.publish(1)
     app = sqlite3.connect(broker.path, isolation_level=None)

@@ -59,9 +59,13 @@ class SQLiteDialect(Dialect):
         raw.isolation_level = None
         # A text that was made invalid by hand must not stop whoever reads the rows around it.
         raw.text_factory = _text
+        # While somebody creates the file, recovers its log or closes it, nobody may even read.
+        raw.execute(f"PRAGMA busy_timeout = {int(busy_timeout * 1000)}")
         # Reading first: a file that is no database must not be touched.
         raw.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if raw.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        mode = raw.execute("PRAGMA journal_mode").fetchone()[0]
+        raw.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
+        if mode != "wal":
             # Fails while somebody uses the file in another mode; the old mode works, slower.
             with contextlib.suppress(sqlite3.OperationalError):
                 raw.execute("PRAGMA journal_mode = WAL")
