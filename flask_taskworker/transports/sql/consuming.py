@@ -311,8 +311,8 @@ class Consumption:
                     f"(max_deliveries={most})"
                 )
             if refused is None:
-                if not no_ack:
-                    channel.qos.track(tag, Delivered(row.id, lease.id))
+                if not no_ack and not channel.qos.track(tag, Delivered(row.id, lease.id)):
+                    channel.report_lost([row.id])
                 self._undelivered.append((name, None if no_ack else tag, raw))
             elif not no_ack:
                 log.error("message %d of queue %r becomes a dead letter: %s", row.id, name, refused)

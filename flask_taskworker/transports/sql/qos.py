@@ -32,6 +32,7 @@ class QoS:
         self._channel = channel
         self.prefetch_count = prefetch_count
         self._delivered: dict[int, Delivered] = {}
+        self._tag_of: dict[Delivered, int] = {}
         self._tags = count(1)
 
     def can_consume(self) -> bool:
@@ -52,9 +53,19 @@ class QoS:
     def next_tag(self) -> int:
         return next(self._tags)
 
-    def track(self, tag: int, delivered: Delivered) -> None:
-        """Note a claimed message."""
+    def track(self, tag: int, delivered: Delivered) -> bool:
+        """Note a claimed message.
+
+        :returns: False if the same row was in the books: it had been taken away unnoticed, and
+            perhaps is another message now, for SQLite gives ids of deleted rows again. The
+            earlier delivery is forgotten, so that settling it does not settle this one.
+        """
+        earlier = self._tag_of.pop(delivered, None)
+        if earlier is not None:
+            self._delivered.pop(earlier, None)
         self._delivered[tag] = delivered
+        self._tag_of[delivered] = tag
+        return earlier is None
 
     def append(self, message: Any, delivery_tag: int) -> None:
         """Part of kombu's interface; claims are noted by :meth:`track`."""
@@ -64,7 +75,10 @@ class QoS:
 
     def pop(self, delivery_tag: int) -> Delivered | None:
         """Forget a message that is being settled; None if it was before."""
-        return self._delivered.pop(delivery_tag, None)
+        delivered = self._delivered.pop(delivery_tag, None)
+        if delivered is not None:
+            self._tag_of.pop(delivered, None)
+        return delivered
 
     def tags(self) -> list[int]:
         """The tags of all unsettled messages, oldest first."""
@@ -76,6 +90,7 @@ class QoS:
 
     def clear(self) -> None:
         self._delivered.clear()
+        self._tag_of.clear()
 
     def ack(self, delivery_tag: int) -> None:
         self._channel.basic_ack(delivery_tag)

@@ -125,14 +125,18 @@ class Settling(ChannelBase):
         for kind in kinds - {MESSAGES}:
             bell.ring(kind)
         if lost:
-            self.lost_leases += len(lost)
-            log.warning(
-                "%d message(s) had been taken away from this consumer and were not settled: %s",
-                len(lost),
-                ", ".join(str(item.id) for item in lost[:20]),
-            )
-            if self.on_lost_lease is not None:
-                self.on_lost_lease(len(lost))
+            self.report_lost([item.id for item in lost])
+
+    def report_lost(self, ids: Sequence[int]) -> None:
+        """Say that messages had been taken away from this consumer."""
+        self.lost_leases += len(ids)
+        log.warning(
+            "%d message(s) had been taken away from this consumer and were not settled: %s",
+            len(ids),
+            ", ".join(str(id) for id in ids[:20]),
+        )
+        if self.on_lost_lease is not None:
+            self.on_lost_lease(len(ids))
 
     def give_back(self) -> None:
         """Return what is unsettled; these deliveries do not count."""

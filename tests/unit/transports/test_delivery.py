@@ -438,6 +438,26 @@ def test_an_acknowledgement_after_a_lost_lease_is_refused(broker, receiver):
     assert broker.count() == 0
 
 
+def test_a_late_settlement_spares_the_message_that_got_the_id_of_a_lost_one(broker, receiver):
+    broker.publish("old")
+    one = receiver()
+    one.drain()
+    # A peer took the message away and finished it; this consumer was frozen and knows nothing.
+    held = broker.database.connect()
+    held.execute("DELETE FROM taskworker_message")
+    held.close()
+    broker.publish("new")
+    assert one.drain() == ["new"]
+    assert one.channel.lost_leases == 1
+    one.messages[0].ack()
+    one.channel.flush()
+    assert broker.count() == 1
+    one.messages[1].ack()
+    one.channel.flush()
+    assert broker.count() == 0
+    assert one.channel.lost_leases == 1
+
+
 def test_a_batch_is_stored_as_a_whole_or_not_at_all(broker, receiver):
     producer = kombu.Producer(broker.channel())
     if not hasattr(producer, "batch"):
