@@ -6,6 +6,7 @@ task, as long as that lives.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -104,9 +105,9 @@ class RpcBackend(ResultBackend):
         self._records.pop(task_id, None)
 
     def close(self) -> None:
-        if self._connection is not None and self._pid == os.getpid():
-            self._connection.close()
-        self._connection = None
+        connection, self._connection = self._connection, None
+        if connection is not None and self._pid == os.getpid():
+            _close_quietly(connection)
 
     def _listen(self, timeout: float) -> None:
         """Receive for a while, or wait for the thread that does."""
@@ -130,19 +131,26 @@ class RpcBackend(ResultBackend):
         except TimeoutError:
             pass
         except self._errors:
-            self._connection = None  # results that were under way are lost with the queue
+            self.close()  # results that were under way are lost with the queue
             time.sleep(min(timeout, 0.1))
 
     def _connected(self) -> Any:
         if self._connection is None:
-            connection = broker_connection(self.config, role="consume")
-            self._errors = recoverable_errors(connection)
+            self._connection = self._connect()
+        return self._connection
+
+    def _connect(self) -> Any:
+        connection = broker_connection(self.config, role="consume")
+        self._errors = recoverable_errors(connection)
+        try:
             consumer = kombu.Consumer(
                 connection.default_channel, [self._queue], no_ack=True, on_message=self._received
             )
             consumer.consume()
-            self._connection = connection
-        return self._connection
+        except BaseException:
+            _close_quietly(connection)
+            raise
+        return connection
 
     _errors: tuple[type[BaseException], ...] = (OSError,)
 
@@ -158,3 +166,9 @@ class RpcBackend(ResultBackend):
         self._records.move_to_end(record.task_id)
         while len(self._records) > KEPT:
             self._records.popitem(last=False)
+
+
+def _close_quietly(connection: kombu.Connection) -> None:
+    # Left to the collector, a socket of a lost connection stays open until that runs.
+    with contextlib.suppress(Exception):  # it may be broken already
+        connection.release()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import socket
 import threading
 import time
 import uuid
@@ -407,6 +408,17 @@ def test_an_answer_for_another_process_is_not_taken(store: Store) -> None:
         assert store.backend.fetch("theirs") is None
     finally:
         other.close()
+
+
+@pytest.mark.parametrize("kind", parameters("rpc"))
+def test_a_lost_connection_is_closed_and_replaced(store: Store) -> None:
+    store.arrived()
+    lost = store.backend._connection.connection.sock  # type: ignore[attr-defined]
+    lost.shutdown(socket.SHUT_RDWR)
+    assert store.backend.fetch("nobody") is None
+    assert lost.fileno() == -1, "not left to the garbage collector"
+    assert store.backend.fetch("nobody") is None, "it is connected again"
+    store.arrived()
 
 
 # -- with Celery ------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ class Room:
         self.started: list[tuple[str, Any, float]] = []
         #: Lets the tasks go on that wait for it.
         self.gate = threading.Event()
+        self._workers: list[Worker] = []
         self._define()
 
     def _define(self) -> None:
@@ -117,6 +118,7 @@ class Room:
     def worker(self, *, drain: float = 10.0, **options: Any) -> Iterator[Worker]:
         """A worker in a thread, until the block ends; its end is waited for."""
         worker = Worker(self.task_app, **{"concurrency": 4, **options})
+        self._workers.append(worker)
         thread = threading.Thread(target=worker.run, name="room-worker", daemon=True)
         thread.start()
         try:
@@ -192,4 +194,7 @@ class Room:
 
     def close(self) -> None:
         self.gate.set()
+        for worker in self._workers:
+            # A run that outlived its worker stores its result over a connection of its own.
+            wait_until(lambda pool=worker.pool: not pool.running(), "the last runs", PATIENCE)
         self.task_app.close()
