@@ -191,6 +191,29 @@ class Config:
         "Acknowledge after the run (at least once) instead of before it (at most once).",
         celery="task_acks_late CELERY_ACKS_LATE",
     )
+    reject_on_worker_lost: bool = _setting(
+        "TASKER_REJECT_ON_WORKER_LOST",
+        kinds.FLAG,
+        True,
+        "Put a task whose process died back on its queue, until TASKER_MAX_DELIVERIES; False "
+        "makes it a failure at once.",
+        celery="task_reject_on_worker_lost CELERY_REJECT_ON_WORKER_LOST",
+    )
+    acks_on_failure_or_timeout: bool = _setting(
+        "TASKER_ACKS_ON_FAILURE_OR_TIMEOUT",
+        kinds.FLAG,
+        True,
+        "Acknowledge a task that failed or ran out of time; False parks its message as a dead "
+        "letter, from where it can be replayed.",
+        celery="task_acks_on_failure_or_timeout CELERY_ACKS_ON_FAILURE_OR_TIMEOUT",
+    )
+    store_errors_even_if_ignored: bool = _setting(
+        "TASKER_STORE_ERRORS_EVEN_IF_IGNORED",
+        kinds.FLAG,
+        False,
+        "Store the failures of tasks whose results are ignored.",
+        celery="task_store_errors_even_if_ignored CELERY_STORE_ERRORS_EVEN_IF_IGNORED",
+    )
     max_retries: int | None = _setting(
         "TASKER_MAX_RETRIES",
         kinds.COUNT_OR_UNLIMITED,

@@ -42,6 +42,13 @@ class TaskOptions(TypedDict, total=False):
     expires: float | timedelta
     #: False acknowledges before the run instead of after it: at most once.
     acks_late: bool
+    #: With late acknowledgement: False parks the message of a run that failed, or ran out of
+    #: time, as a dead letter instead of acknowledging it.
+    acks_on_failure_or_timeout: bool
+    #: False makes a run whose process died a failure, instead of putting it back.
+    reject_on_worker_lost: bool
+    #: True stores a failure although the results of this task are ignored.
+    store_errors_even_if_ignored: bool
     #: True stores the state STARTED when the run begins.
     track_started: bool
     #: True runs it inside a request context, with the before-request functions.
@@ -226,6 +233,9 @@ _TASK_CHECKS: dict[str, Callable[[Any], str | None]] = {
     "priority": _priority,
     "expires": _lifetime,
     "acks_late": _flag,
+    "acks_on_failure_or_timeout": _flag,
+    "reject_on_worker_lost": _flag,
+    "store_errors_even_if_ignored": _flag,
     "track_started": _flag,
     "request_context": _flag,
 }
