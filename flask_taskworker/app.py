@@ -9,12 +9,9 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .exceptions import MaxRetriesExceededError, Retry
-from .options import check_call_options
 from .result import AsyncResult
 
 if TYPE_CHECKING:
@@ -24,7 +21,7 @@ if TYPE_CHECKING:
     from .options import CallOptions
     from .publisher import Publisher
     from .registry import Registry
-    from .task import Request, Task
+    from .task import Task
 
 R = TypeVar("R")
 
@@ -104,55 +101,8 @@ class TaskApp:
         # Celery always sends an address; without one it would take ours for a broken message.
         return queue.name if queue is not None else self._oid
 
-    def retry(
-        self,
-        task: Task[..., Any],
-        request: Request,
-        exc: BaseException | None,
-        *,
-        countdown: float | None,
-        eta: datetime | None,
-        max_retries: int | None,
-        args: Sequence[Any] | None,
-        kwargs: Mapping[str, Any] | None,
-    ) -> Any:
-        """Raise what :meth:`Task.retry <flask_taskworker.task.Task.retry>` promises.
-
-        The executor publishes the new message: a step that must not be lost is not a
-        side effect of an exception.
-        """
-        check_call_options(
-            {k: v for k, v in (("countdown", countdown), ("eta", eta)) if v is not None}
-        )
-        allowed = max_retries
-        if allowed is None:
-            allowed = task.options_.get("max_retries", self.config.max_retries)
-        if allowed is not None and request.retries >= allowed:
-            if exc is not None:
-                raise exc
-            raise MaxRetriesExceededError(
-                f"can't retry {task.name}[{request.id}]: {allowed} retries are used up",
-                task_args=request.args,
-                task_kwargs=request.kwargs,
-            )
-        if countdown is None and eta is None:
-            countdown = task.options_.get("retry_delay", self.config.retry_delay)
-        from .calls import due
-
-        signal = RetryNow(None, exc, countdown if eta is None else eta)
-        signal.eta, signal.new_args, signal.new_kwargs = due(countdown, eta), args, kwargs
-        raise signal
-
     def close(self) -> None:
         """Close the connections of this process."""
         for part in ("publisher", "backend"):
             if part in self.__dict__:
                 self.__dict__[part].close()
-
-
-class RetryNow(Retry):
-    """A :class:`~flask_taskworker.exceptions.Retry` with what the executor needs to publish it."""
-
-    eta: datetime | None = None
-    new_args: Sequence[Any] | None = None
-    new_kwargs: Mapping[str, Any] | None = None

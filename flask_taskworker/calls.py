@@ -50,7 +50,7 @@ def compose(
         root_id=parent.root_id or task_id,
         parent_id=parent.id,
         eta=due(options.get("countdown"), options.get("eta")),
-        expires=_expiry(options.get("expires", defaults.get("expires"))),
+        expires=expiry(options.get("expires", defaults.get("expires"))),
         ignore_result=ignores,
         shadow=options.get("shadow"),
         priority=options.get("priority", defaults.get("priority", 0)),
@@ -75,7 +75,7 @@ def due(countdown: float | None, eta: datetime | None) -> datetime | None:
     return eta
 
 
-def _expiry(expires: float | timedelta | datetime | None) -> datetime | None:
+def expiry(expires: float | timedelta | datetime | None) -> datetime | None:
     if expires is None or isinstance(expires, datetime):
         return expires
     return _in_seconds(expires.total_seconds() if isinstance(expires, timedelta) else expires)

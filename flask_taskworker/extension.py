@@ -15,6 +15,7 @@ from typing import (
     Literal,
     ParamSpec,
     Protocol,
+    TypeGuard,
     TypeVar,
     cast,
     overload,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T", bound=Task[..., Any])
 
 
 class _Definition(Protocol):
@@ -137,16 +139,26 @@ class BaseTaskWorker:
     # -- defining tasks -------------------------------------------------------------------
 
     @overload
+    def define_task(self, function: type[T], /) -> T: ...
+    @overload
     def define_task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
     @overload
     def define_task(self, function: Callable[P, R], /) -> Task[P, R]: ...
     @overload
     def define_task(
-        self, *, bind: Literal[True], **options: Unpack[TaskOptions]
+        self,
+        *,
+        bind: Literal[True],
+        base: type[Task[..., Any]] = ...,
+        **options: Unpack[TaskOptions],
     ) -> _BoundDefinition: ...
     @overload
     def define_task(
-        self, *, bind: Literal[False] = ..., **options: Unpack[TaskOptions]
+        self,
+        *,
+        bind: Literal[False] = ...,
+        base: type[Task[..., Any]] = ...,
+        **options: Unpack[TaskOptions],
     ) -> _Definition: ...
 
     def define_task(  # type: ignore[misc]  # mypy does not match **Any with Unpack[TypedDict]
@@ -155,9 +167,12 @@ class BaseTaskWorker:
         /,
         *,
         bind: bool = False,
+        base: type[Task[..., Any]] = Task,
         **options: Any,
     ) -> Any:
-        """Make a task of a function. Use it bare or with options.
+        """Make a task of a function, or of a subclass of ``Task`` that has a ``run``.
+
+        Use it bare or with options.
 
         ::
 
@@ -168,6 +183,8 @@ class BaseTaskWorker:
             def build_report(self, number): ...
 
         :param bind: give the task itself to the function as its first argument.
+        :param base: the class of the task, for hooks and a ``__call__`` of your own; see
+            :class:`~flask_taskworker.task.Task`.
         :param options: see :class:`~flask_taskworker.options.TaskOptions`.
         :return: the :class:`~flask_taskworker.task.Task`.
         :raises UnknownOptionError: for an option that does not exist.
@@ -177,13 +194,17 @@ class BaseTaskWorker:
 
         def define(function: Callable[..., Any]) -> Task[..., Any]:
             checked = cast("TaskOptions", options)  # Task() checks them
-            task: Task[..., Any] = Task(function, self.task_app, bind=bind, options=checked)
+            body, kind = (None, function) if _is_task_class(function) else (function, base)
+            task: Task[..., Any] = kind(body, self.task_app, bind=bind, options=checked)
             self.registry.add(task)
             return task
 
+        if not _is_task_class(base):
+            raise TaskDefinitionError(f"define_task(base={base!r}): must be a subclass of Task")
+
         if function is None:
             return define
-        if options or bind:
+        if options or bind or base is not Task:
             raise TaskDefinitionError("define_task takes a function or options, not both")
         return define(function)
 
@@ -328,6 +349,10 @@ class BlockingTaskWorker(BaseTaskWorker):
                 worker.run()
         finally:
             state.worker = None
+
+
+def _is_task_class(value: object) -> TypeGuard[type[Task[..., Any]]]:
+    return isinstance(value, type) and issubclass(value, Task)
 
 
 def _make_instance_folder(app: Flask, config: Config) -> None:

@@ -7,7 +7,7 @@ with a suggestion, before anything is queued.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -28,8 +28,26 @@ class TaskOptions(TypedDict, total=False):
     queue: str
     #: How often ``retry`` may queue it again; None is without limit.
     max_retries: int | None
-    #: Seconds until a retry that names no time.
+    #: Seconds until a retry that names no time; ``default_retry_delay`` is its name in Celery.
     retry_delay: float
+    default_retry_delay: float
+    #: Exceptions after which the task is queued again by itself, as with ``retry``.
+    autoretry_for: Sequence[type[BaseException]]
+    #: Exceptions among those after which it is not.
+    dont_autoretry_for: Sequence[type[BaseException]]
+    #: What ``retry`` is called with then: ``max_retries``, ``countdown``, ``queue``...
+    retry_kwargs: RetryOptions
+    #: True, or whole seconds: the pause before the first automatic retry, doubled each time.
+    retry_backoff: float
+    #: The longest such pause, in seconds; 600 if it is not given.
+    retry_backoff_max: float
+    #: False takes the whole pause each time, instead of a random part of it.
+    retry_jitter: bool
+    #: How many runs may start in a time, for each worker: ``"10/s"``, ``"5/m"``, ``"2/h"``, or
+    #: a number a second. None is without limit.
+    rate_limit: str | float | None
+    #: Exceptions that are no surprise: logged in one line, without a traceback. The task fails.
+    throws: Sequence[type[BaseException]]
     #: True stores neither state nor result.
     ignore_result: bool
     #: The serializer of the arguments, for example ``"json"``.
@@ -81,6 +99,12 @@ class CallOptions(TypedDict, total=False):
     retry_policy: Mapping[str, float]
 
 
+class RetryOptions(CallOptions, total=False):
+    """Options of ``retry``: those of a call, and how often this run may be queued again."""
+
+    max_retries: int | None
+
+
 def check_task_options(options: Mapping[str, Any]) -> None:
     """Check the options of ``define_task``.
 
@@ -88,11 +112,21 @@ def check_task_options(options: Mapping[str, Any]) -> None:
     :raises InvalidOptionError: for a value that it cannot have.
     """
     _check(options, _TASK_CHECKS, "define_task")
+    if "retry_delay" in options and "default_retry_delay" in options:
+        raise InvalidOptionError(
+            "define_task() got retry_delay and default_retry_delay: they are two names of one "
+            "option. Keep retry_delay."
+        )
 
 
 def check_call_options(options: Mapping[str, Any]) -> None:
     """Check the options of ``apply_async``; raises as :func:`check_task_options` does."""
     _check(options, _CALL_CHECKS, "apply_async")
+
+
+def check_retry_options(options: Mapping[str, Any]) -> None:
+    """Check the options of ``retry``; raises as :func:`check_task_options` does."""
+    _check(options, _RETRY_CHECKS, "retry")
 
 
 def _check(
@@ -222,11 +256,74 @@ def _policy(value: Any) -> str | None:
     return f"must be a mapping with some of {', '.join(sorted(_POLICY))}"
 
 
+def _exceptions(value: Any) -> str | None:
+    if isinstance(value, (tuple, list)) and all(
+        isinstance(item, type) and issubclass(item, BaseException) for item in value
+    ):
+        return None
+    return "must be a tuple of exception classes, for example (ConnectionError,)"
+
+
+def _backoff(value: Any) -> str | None:
+    if isinstance(value, bool) or _seconds(value) is None:
+        return None
+    return "must be True, False, or a number of seconds"
+
+
+def _retry_kwargs(value: Any) -> str | None:
+    if not isinstance(value, Mapping):
+        return "must be a mapping, for example {'max_retries': 5}"
+    try:
+        _check(value, _RETRY_CHECKS, "retry")
+    except (UnknownOptionError, InvalidOptionError) as exc:
+        return str(exc)
+    return None
+
+
+_PER_SECOND = {"s": 1.0, "m": 1 / 60, "h": 1 / 3600}
+
+
+def runs_per_second(rate: str | float | None) -> float | None:
+    """What a ``rate_limit`` says; None if it sets no limit.
+
+    :raises ValueError: if it says nothing.
+    """
+    if isinstance(rate, str):
+        number, _, unit = rate.partition("/")
+        if unit.strip() not in ("", *_PER_SECOND):
+            raise ValueError(rate)
+        value = float(number) * _PER_SECOND[unit.strip() or "s"]
+    else:
+        value = float(rate or 0)
+    if not 0 <= value < float("inf"):
+        raise ValueError(rate)
+    return value or None
+
+
+def _rate(value: Any) -> str | None:
+    try:
+        if not isinstance(value, bool):
+            runs_per_second(value)
+            return None
+    except (TypeError, ValueError):
+        pass
+    return "must be a rate such as '10/s', '5/m' or '2/h', a number a second, or None"
+
+
 _TASK_CHECKS: dict[str, Callable[[Any], str | None]] = {
     "name": _text,
     "queue": _queue,
     "max_retries": _optional_count,
     "retry_delay": _seconds,
+    "default_retry_delay": _seconds,
+    "autoretry_for": _exceptions,
+    "dont_autoretry_for": _exceptions,
+    "retry_kwargs": _retry_kwargs,
+    "retry_backoff": _backoff,
+    "retry_backoff_max": _seconds,
+    "retry_jitter": _flag,
+    "rate_limit": _rate,
+    "throws": _exceptions,
     "ignore_result": _flag,
     "serializer": _text,
     "compression": _optional_text,
@@ -254,4 +351,9 @@ _CALL_CHECKS: dict[str, Callable[[Any], str | None]] = {
     "shadow": _text,
     "retry": _flag,
     "retry_policy": _policy,
+}
+
+#: A retry keeps the id of its task.
+_RETRY_CHECKS = {"max_retries": _optional_count} | {
+    name: check for name, check in _CALL_CHECKS.items() if name != "task_id"
 }

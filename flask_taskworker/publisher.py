@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import kombu
 
-from . import clock, failpoints
+from . import clock, failpoints, signals
 from .broker import (
     Capabilities,
     broker_connection,
@@ -83,11 +83,17 @@ class Publisher:
             )
         if message.eta is not None:
             wire.properties["eta_at"] = message.eta.timestamp()
+        policy = _policy(retry, retry_policy)
+        if signals.before_task_publish.receivers:
+            _tell_before(message, wire, queue, policy)
         failpoints.hit("before_publish")
-        self._bounded(
-            lambda sender: sender.send(queue, wire, reply_queue), _policy(retry, retry_policy)
-        )
+        self._bounded(lambda sender: sender.send(queue, wire, reply_queue), policy)
         failpoints.hit("after_publish")
+        if signals.after_task_publish.receivers:
+            signals.after_task_publish.notify(
+                message.task, body=_body(message), exchange="", routing_key=queue,
+                headers=wire.headers,
+            )  # fmt: skip
 
     def send(self, queue: str, wire: WireMessage) -> None:
         """Send an encoded message to a task queue; raises as :meth:`publish`."""
@@ -133,6 +139,23 @@ class Publisher:
     def close(self) -> None:
         """Close the connections of this process."""
         self._stock.close()
+
+
+def _tell_before(
+    message: TaskMessage, wire: WireMessage, queue: str, policy: Mapping[str, float]
+) -> None:
+    """What receivers change in headers and properties is sent."""
+    signals.before_task_publish.notify(
+        message.task, body=_body(message), exchange="", routing_key=queue, headers=wire.headers,
+        properties=wire.properties, declare=[task_queue(queue)], retry_policy=dict(policy),
+    )  # fmt: skip
+
+
+def _body(message: TaskMessage) -> tuple[Any, Any, dict[str, Any]]:
+    """The body as it is before it is serialized."""
+    payload = message.payload
+    after = {name: getattr(payload, name) for name in ("callbacks", "errbacks", "chain", "chord")}
+    return payload.args, payload.kwargs, after
 
 
 def _policy(retry: bool, overrides: Mapping[str, float] | None) -> Mapping[str, float]:

@@ -7,11 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
+from types import MethodType
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar, cast
 
 from .arguments import Signature
-from .exceptions import NotInitialisedError, TaskArgumentError, TaskDefinitionError
-from .options import CallOptions, TaskOptions, check_call_options, check_task_options
+from .exceptions import NotInitialisedError, Retry, TaskArgumentError, TaskDefinitionError
+from .options import (
+    CallOptions,
+    RetryOptions,
+    TaskOptions,
+    check_call_options,
+    check_task_options,
+)
 from .registry import task_name
 
 if TYPE_CHECKING:
@@ -19,9 +26,30 @@ if TYPE_CHECKING:
 
     from . import result
     from .app import TaskApp
+    from .backends.base import ResultBackend
+    from .retries import RetryNow
 
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
+
+
+class ExceptionInfo(NamedTuple):
+    """What hooks and signals are told of an exception; as a text it is the traceback."""
+
+    type: type[BaseException]
+    exception: BaseException
+    traceback: str
+
+    def __str__(self) -> str:
+        return self.traceback
+
+
+@dataclass
+class Run:
+    """What a run leaves to the steps after it, and where its states are stored."""
+
+    backend: ResultBackend
+    retries: list[RetryNow] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -55,6 +83,7 @@ class Request:
     ignore_result: bool = False
     is_eager: bool = False
     called_directly: bool = True
+    _run: Run | None = field(default=None, repr=False, compare=False)
 
 
 _DIRECT_CALL = Request()
@@ -82,20 +111,37 @@ class running:
 class Task(Generic[P, R]):
     """What ``define_task`` makes of a function. Calling it runs the function here and now.
 
-    :param function: the task's function.
+    Subclass it to watch the runs of tasks, or to surround them, and define tasks with
+    ``define_task(base=MyTask)``. There is one instance for each task. The hooks are called
+    inside an app context, with :attr:`request` set; what one raises is logged and changes
+    nothing. A subclass with its own ``__call__`` is called by workers too, and runs the
+    function by ``super().__call__(...)`` or ``self.run(...)``. A subclass with its own
+    ``run`` is a task without a function: ``define_task(MyTask)``.
+
+    :param function: the task's function; None if the class has a ``run``.
     :param locate: finds the :class:`~flask_taskworker.app.TaskApp` to send with.
     :param bind: whether the function's first parameter is this task.
     :param options: see :class:`~flask_taskworker.options.TaskOptions`.
     """
 
+    #: Runs the task's function, without anything around it.
+    run: Callable[..., Any]
+
     def __init__(
         self,
-        function: Callable[..., Any],
+        function: Callable[..., Any] | None,
         locate: Callable[[], TaskApp],
         *,
         bind: bool = False,
         options: TaskOptions | None = None,
     ) -> None:
+        named: Any = function
+        if function is None:
+            function, named = getattr(self, "run", None), type(self)
+            functools.update_wrapper(self, named, updated=())
+        elif callable(function):
+            functools.update_wrapper(self, function)
+            self.run = MethodType(function, self) if bind else function
         if not callable(function):
             raise TaskDefinitionError(
                 f"define_task needs a function, not {function!r}. Options go by name: "
@@ -103,11 +149,9 @@ class Task(Generic[P, R]):
             )
         options = options or {}
         check_task_options(options)
-        functools.update_wrapper(self, function)
-        self.run = function
         self.bind = bind
-        self.options_: TaskOptions = options
-        self.name: str = options.get("name") or task_name(function)
+        self.options_: TaskOptions = _with_one_name(options)
+        self.name: str = options.get("name") or task_name(named)
         self._signature = Signature(function, bound=bind)
         self._locate = locate
 
@@ -116,7 +160,48 @@ class Task(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the task inline, in this thread, and return what it returns."""
-        return cast(R, self.run(self, *args, **kwargs) if self.bind else self.run(*args, **kwargs))
+        return cast(R, self.run(*args, **kwargs))
+
+    # -- hooks ----------------------------------------------------------------------------
+
+    def before_start(self, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """A run is about to call the function."""
+
+    def on_success(
+        self, retval: Any, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> None:
+        """A run has returned ``retval``, and that is stored."""
+
+    def on_failure(
+        self,
+        exc: BaseException,
+        task_id: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        einfo: ExceptionInfo,
+    ) -> None:
+        """A run has failed for good, and that is stored."""
+
+    def on_retry(
+        self,
+        exc: BaseException | None,
+        task_id: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        einfo: ExceptionInfo,
+    ) -> None:
+        """A run is queued once more, because of ``exc`` if that was given."""
+
+    def after_return(
+        self,
+        status: str,
+        retval: Any,
+        task_id: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        einfo: ExceptionInfo | None,
+    ) -> None:
+        """A run has succeeded or failed; ``retval`` is what it returned or raised."""
 
     # -- sending --------------------------------------------------------------------------
 
@@ -187,49 +272,102 @@ class Task(Generic[P, R]):
     def _send(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], options: CallOptions
     ) -> result.AsyncResult[R]:
-        self._signature.check(self.name, args, kwargs)
+        self.check_arguments(args, kwargs)
         return self._locate().send(self, args, kwargs, options)
+
+    def check_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Raise :class:`~flask_taskworker.exceptions.TaskArgumentError` if they do not fit."""
+        self._signature.check(self.name, args, kwargs)
 
     # -- inside a run ---------------------------------------------------------------------
 
     @property
     def request(self) -> Request:
-        """The run that is going on in this thread."""
-        return _current.get()
+        """The run of this task that is going on in this thread.
+
+        One with ``called_directly`` if it is not run by a worker, but called as a function.
+        """
+        request = _current.get()
+        return request if request.task in (self.name, None) else _DIRECT_CALL
+
+    @property
+    def max_retries(self) -> int | None:
+        """How often a run may be queued again; None is without limit."""
+        return self.options_.get("max_retries", self._locate().config.max_retries)
 
     def retry(
         self,
         exc: BaseException | None = None,
         *,
-        countdown: float | None = None,
-        eta: datetime | None = None,
-        max_retries: int | None = None,
         args: Sequence[Any] | None = None,
         kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+        throw: bool = True,
+        **options: Unpack[RetryOptions],
+    ) -> Retry:
         """Queue this run once more under the same id; use it as ``raise task.retry()``.
 
+        What follows the task (callbacks, a chain) and its root are kept, and so is
+        everything about the message that ``options`` do not change.
+
         :param exc: what went wrong; it is the failure once the retries are used up.
-        :param countdown: seconds until the next run; the default is the task's ``retry_delay``.
-        :param eta: the aware datetime of the next run, instead of ``countdown``.
-        :param max_retries: for this run, instead of the task's own.
         :param args: other positional arguments than this run's.
         :param kwargs: other keyword arguments than this run's.
-        :raises Retry: always, if one more run is allowed; the worker queues it.
+        :param throw: False returns the :class:`~flask_taskworker.Retry` instead of raising
+            it. The run goes on, and its own end counts; the next message is sent when it ends.
+        :param options: ``max_retries`` for this run, instead of the task's own; ``countdown``
+            in seconds or ``eta``, an aware datetime, instead of the task's ``retry_delay``;
+            and the other options of a call, see :class:`~flask_taskworker.options.CallOptions`.
+        :raises Retry: if one more run is allowed; the worker queues it.
         :raises MaxRetriesExceededError: when it is not, and ``exc`` was not given.
-        :raises NotInitialisedError: outside a run.
+        :raises TaskArgumentError: if the new arguments do not fit the function.
+        :raises NotInitialisedError: outside a run, with no exception to raise instead.
         """
+        from . import retries
+
         request = self.request
-        if request.called_directly:
-            if exc is not None:
-                raise exc
+        retry = retries.ask(
+            self, request, exc, lambda: self._locate().config, options, args=args, kwargs=kwargs
+        )
+        if throw or request._run is None:
+            raise retry
+        request._run.retries.append(retry)
+        return retry
+
+    def update_state(
+        self, task_id: str | None = None, state: str | None = None, meta: Any = None
+    ) -> None:
+        """Store a state of your own, such as ``PROGRESS``; ``AsyncResult.info`` reads ``meta``.
+
+        A final state that is stored is not replaced. If the store cannot be reached, that is
+        logged and the run goes on: progress is worth less than the work.
+
+        :param task_id: the task; the default is this run.
+        :param state: the state; the default is the one that is stored now.
+        :param meta: plain data about it; an exception for the states that carry one.
+        :raises NotInitialisedError: with no ``task_id``, outside a run.
+        :raises InvalidOptionError: if the state is no text, or ``meta`` does not go with it.
+        :raises EncodeError: if ``meta`` cannot be serialized.
+        """
+        from .progress import store_state
+
+        request = self.request
+        run = request._run
+        task_id = task_id or request.id
+        if task_id is None:
             raise NotInitialisedError(
-                f"{self.name}.retry() only works while a worker runs the task"
+                f"{self.name}.update_state() needs a task_id where no worker runs the task"
             )
-        return self._locate().retry(
-            self, request, exc, countdown=countdown, eta=eta, max_retries=max_retries,
-            args=args, kwargs=kwargs,
-        )  # fmt: skip
+        backend = self._locate().backend if run is None else run.backend
+        store_state(backend, request if task_id == request.id else None, task_id, state, meta)
+
+
+def _with_one_name(options: TaskOptions) -> TaskOptions:
+    """The options with ``retry_delay`` under that name."""
+    if "default_retry_delay" not in options:
+        return options
+    named = options.copy()
+    named["retry_delay"] = named.pop("default_retry_delay")
+    return named
 
 
 class BoundCall(Generic[P, R]):

@@ -1,6 +1,6 @@
 """One run of one task, as a list of steps.
 
-decode (done) → expired? → known? → STARTED → context → run → result → retry → outcome.
+decode (done) → expired? → known? → context → STARTED → run → retry → result → hooks → outcome.
 
 Settling the message is not among them: the consumer does it last, when everything
 that must not be lost is safe. A crash between any two steps means "runs again".
@@ -13,12 +13,12 @@ import inspect
 import logging
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .. import clock, failpoints, states
-from ..app import RetryNow
+from .. import clock, failpoints, retries, signals, states
 from ..backends.base import TaskRecord
 from ..backends.encoding import encode_exception, format_traceback
 from ..exceptions import (
@@ -26,26 +26,39 @@ from ..exceptions import (
     Ignore,
     MessageTooLargeError,
     Reject,
-    Retry,
     TaskRevokedError,
     UnknownTaskError,
 )
-from ..task import Request, Task, running
+from ..retries import RetryNow
+from ..task import Request, Run, Task, running
 from ..texts import safe_repr, text_of
+from . import hooks
 from .delivery import Delivery, Outcome, Settlement
 
 if TYPE_CHECKING:
     from ..app import TaskApp
     from ..backends.base import ResultBackend
-    from ..message import Payload, TaskMessage
+    from ..config import Config
+    from ..message import TaskMessage
 
 log = logging.getLogger("flask_taskworker.worker")
 
-#: How long a finished result is tried to be stored before its message is put back. Seconds.
-STORE_PATIENCE = 60.0
+#: How long a finished result is tried to be stored before its message is put back, in seconds.
+#: The run is done and only its result is not, so this outlasts a restart of a database.
+STORE_PATIENCE = 600.0
 #: An exception that says more than this is logged as text, cut to a bounded length.
 LOGGED_TEXT = 10_000
 _NOTHING = object()
+#: Our own frames at the top of a traceback tell a task's author nothing.
+_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
+
+class _End(NamedTuple):
+    """How a run ended: the outcome, and what was returned or raised."""
+
+    outcome: Outcome
+    value: Any = None
+    retry: RetryNow | None = None
 
 
 class Executor:
@@ -57,6 +70,10 @@ class Executor:
     :param stores_with_settlement: whether the consumer stores the record in the
         transaction that acknowledges the message. Then the outcome carries the record
         as a statement, encoded here, away from the consumer's thread.
+    :param publish: sends the message of a retry, as
+        :meth:`Publisher.publish <flask_taskworker.publisher.Publisher.publish>`, which is
+        the default.
+    :param eager: whether the runs happen in the caller instead of a worker.
     """
 
     def __init__(
@@ -66,11 +83,15 @@ class Executor:
         *,
         backend: ResultBackend | None = None,
         stores_with_settlement: bool = False,
+        publish: Callable[..., None] | None = None,
+        eager: bool = False,
     ) -> None:
         self.app = app
         self.hostname = hostname
         self.backend = backend or app.backend
         self.stores_with_settlement = stores_with_settlement
+        self.eager = eager
+        self._publish = publish
         self._closing = threading.Event()
 
     def close(self) -> None:
@@ -81,44 +102,62 @@ class Executor:
         """Run a delivery to its outcome. Never raises."""
         started = clock.monotonic()
         try:
-            outcome = self._store(self._execute(delivery), delivery)
+            outcome = self._take(delivery)
         except BaseException as exc:  # a fault of ours must not stop the loop, nor lose the message
             log.exception("worker fault in task %s[%s]", delivery.message.task, delivery.message.id)
+            self._tell_of_fault(delivery.message, exc)
             outcome = Outcome(
                 Settlement.REQUEUE, reason=f"worker fault: {type(exc).__name__}: {exc}"
             )
         return outcome._replace(runtime=clock.monotonic() - started)
 
-    def _execute(self, delivery: Delivery) -> Outcome:
+    def _take(self, delivery: Delivery) -> Outcome:
         message = delivery.message
-        if message.has_expired():
-            log.info("task %s[%s] expired", message.task, message.id)
-            return self._done(delivery, None, states.REVOKED, TaskRevokedError("expired"))
         task = self.app.registry.get(message.task)
+        if message.has_expired():
+            return self._store(_End(self._expired(delivery, task)), delivery).outcome
         if task is None:
-            return self._unknown(delivery)
+            return self._store(_End(self._unknown(delivery)), delivery).outcome
         failpoints.hit("before_run")
         request = self._request(task, delivery)
+        with running(request):
+            end = self._execute(task, request, delivery)
+            failpoints.hit("after_run")
+            # Who is told that it is done may look for the result at once.
+            watched = hooks.watched_at_the_end(task)
+            end = self._store(end, delivery, at_once=watched)
+            if watched:
+                self._tell(task, request, end)
+        return end.outcome
+
+    def _execute(self, task: Task[..., Any], request: Request, delivery: Delivery) -> _End:
+        """Run the function, and publish the retries that it asked for."""
+        message = delivery.message
         started = clock.monotonic()
         log.debug("task %s[%s] starts", message.task, message.id)
-        if task.options_.get("track_started", self.app.config.track_started):
-            self._store_started(request, message)
         try:
-            value = self._call(task, request, message.payload)
+            value = self._call(task, request, message)
         except BaseException as exc:  # SystemExit included: a task ends itself, not the worker
-            outcome = self._raised(task, delivery, exc)
+            end = self._raised(task, request, delivery, exc)
         else:
-            outcome = self._returned(task, delivery, value, clock.monotonic() - started)
-        failpoints.hit("after_run")
-        return outcome
+            end = self._returned(task, delivery, value, clock.monotonic() - started)
+        assert request._run is not None
+        for retry in request._run.retries:  # asked for with throw=False
+            self._publish_retry(delivery, retry)
+        return end
 
-    def _call(self, task: Task[..., Any], request: Request, payload: Payload) -> Any:
+    def _call(self, task: Task[..., Any], request: Request, message: TaskMessage) -> Any:
         wants_request = bool(task.options_.get("request_context"))
+        payload = message.payload
+        call = task.run if type(task).__call__ is Task.__call__ else task
         value: Any = _NOTHING
         try:
-            with self.app.execution_context(wants_request), running(request):
-                arguments = (task, *payload.args) if task.bind else payload.args
-                returned = task.run(*arguments, **payload.kwargs)
+            with self.app.execution_context(wants_request):
+                hooks.begins(task, request)
+                if task.options_.get("track_started", self.app.config.track_started):
+                    self._store_started(request, message)
+                hooks.starts(task, request)
+                returned = call(*payload.args, **payload.kwargs)
                 value = asyncio.run(returned) if inspect.iscoroutine(returned) else returned
         except Exception:
             if value is _NOTHING:
@@ -150,7 +189,9 @@ class Executor:
             delivery_count=delivery.delivery_count,
             hostname=self.hostname,
             ignore_result=self._ignores_result(task, message),
+            is_eager=self.eager,
             called_directly=False,
+            _run=Run(self.backend),
         )
 
     def _ignores_result(self, task: Task[..., Any] | None, message: TaskMessage) -> bool:
@@ -163,13 +204,16 @@ class Executor:
 
     def _returned(
         self, task: Task[..., Any], delivery: Delivery, value: Any, runtime: float
-    ) -> Outcome:
+    ) -> _End:
         message = delivery.message
         log.info("task %s[%s] succeeded in %.6fs", message.task, message.id, runtime)
-        return self._done(delivery, task, states.SUCCESS, value)
+        return _End(self._done(delivery, task, states.SUCCESS, value), value)
 
-    def _raised(self, task: Task[..., Any], delivery: Delivery, exc: BaseException) -> Outcome:
+    def _raised(
+        self, task: Task[..., Any], request: Request, delivery: Delivery, exc: BaseException
+    ) -> _End:
         message = delivery.message
+        exc = retries.automatic(task, request, exc, self.app.config)
         if isinstance(exc, RetryNow):
             try:
                 return self._retry(task, delivery, exc)
@@ -177,12 +221,22 @@ class Executor:
                 exc = refused  # it would be refused each time
         if isinstance(exc, Ignore):
             log.info("task %s[%s] ignored", message.task, message.id)
-            return Outcome(Settlement.ACKNOWLEDGE, state=states.IGNORED)
+            return _End(Outcome(Settlement.ACKNOWLEDGE, state=states.IGNORED), exc)
         if isinstance(exc, Reject):
-            return self._rejected(task, delivery, exc)
+            return _End(self._rejected(task, delivery, exc), exc)
         exc.with_traceback(_without_our_frames(exc.__traceback__))  # some refuse an assignment
-        _log_failure(message, exc)
-        return self._done(delivery, task, states.FAILURE, exc)
+        _log_failure(message, exc, expected=tuple(task.options_.get("throws", ())))
+        return _End(self._failed(task, delivery, exc), exc)
+
+    def _failed(
+        self, task: Task[..., Any] | None, delivery: Delivery, exc: BaseException
+    ) -> Outcome:
+        outcome = self._done(delivery, task, states.FAILURE, exc)
+        if acks_failure(task, self.app.config):
+            return outcome
+        return outcome._replace(
+            settlement=Settlement.DEAD_LETTER, reason=f"{type(exc).__name__}: {text_of(exc)}"
+        )
 
     def _rejected(self, task: Task[..., Any], delivery: Delivery, exc: Reject) -> Outcome:
         message = delivery.message
@@ -194,29 +248,35 @@ class Executor:
             settlement=Settlement.DEAD_LETTER, reason=reason, state=states.REJECTED
         )
 
-    def _retry(self, task: Task[..., Any], delivery: Delivery, signal: RetryNow) -> Outcome:
+    def _retry(self, task: Task[..., Any], delivery: Delivery, retry: RetryNow) -> _End:
+        self._publish_retry(delivery, retry)
+        return _End(self._done(delivery, task, states.RETRY, retry.exc or retry), retry, retry)
+
+    def _publish_retry(self, delivery: Delivery, retry: RetryNow) -> None:
         message = delivery.message
         failpoints.hit("before_retry")
-        payload = message.payload._replace(
-            args=message.payload.args if signal.new_args is None else signal.new_args,
-            kwargs=message.payload.kwargs if signal.new_kwargs is None else signal.new_kwargs,
+        serializer, compression = retries.packing(delivery.raw, retry)
+        publish = self._publish or self.app.publisher.publish
+        publish(
+            retries.next_message(message, retry),
+            retry.options.get("queue", delivery.queue),
+            serializer=serializer,
+            compression=compression,
+            retry=retry.options.get("retry", True),
+            retry_policy=retry.options.get("retry_policy"),
         )
-        again = replace(
-            message,
-            payload=payload,
-            retries=message.retries + 1,
-            eta=signal.eta,
-            parent_id=message.id,
-            argsrepr=None,
-            kwargsrepr=None,
-            origin=None,
-        )
-        self.app.publisher.publish(
-            again, delivery.queue, serializer=task.options_.get("serializer")
-        )
-        log.info("task %s[%s] will run again: %s", message.task, message.id, signal)
+        log.info("task %s[%s] will run again: %s", message.task, message.id, retry)
         failpoints.hit("after_retry")
-        return self._done(delivery, task, states.RETRY, signal.exc or Retry())
+
+    def _expired(self, delivery: Delivery, task: Task[..., Any] | None) -> Outcome:
+        message = delivery.message
+        log.info("task %s[%s] expired", message.task, message.id)
+        if signals.task_revoked.receivers and task is not None:
+            signals.task_revoked.notify(
+                task, request=self._request(task, delivery), terminated=False, signum=None,
+                expired=True,
+            )  # fmt: skip
+        return self._done(delivery, task, states.REVOKED, TaskRevokedError("expired"))
 
     def _unknown(self, delivery: Delivery) -> Outcome:
         message = delivery.message
@@ -226,6 +286,9 @@ class Executor:
             "app, then replay the message."
         )
         log.error("task %s[%s] is parked: %s", message.task, message.id, reason)
+        signals.task_unknown.notify(
+            self, message=delivery.raw, exc=error, name=message.task, id=message.id
+        )
         return self._done(delivery, None, states.FAILURE, error)._replace(
             settlement=Settlement.DEAD_LETTER, reason=reason
         )
@@ -236,10 +299,39 @@ class Executor:
         """The outcome of a run that ends with an acknowledgement."""
         message = delivery.message
         record = None
-        if self.backend.enabled and not self._ignores_result(task, message):
+        if self.backend.enabled and self._keeps(task, message, status):
             record = _record(message, status, value)
         outcome = Outcome(Settlement.ACKNOWLEDGE, record, state=status)
         return _in_words(outcome, value) if delivery.watched else outcome
+
+    def _keeps(self, task: Task[..., Any] | None, message: TaskMessage, status: str) -> bool:
+        """Whether a state is stored."""
+        if not self._ignores_result(task, message):
+            return True
+        default = self.app.config.store_errors_even_if_ignored
+        keeps = task.options_.get("store_errors_even_if_ignored", default) if task else default
+        return keeps and status in states.EXCEPTION_STATES
+
+    # -- telling --------------------------------------------------------------------------
+
+    def _tell(self, task: Task[..., Any], request: Request, end: _End) -> None:
+        """Tell hooks and receivers, in an app context of their own."""
+        state = end.outcome.state
+        try:
+            with self.app.execution_context(False):
+                if state:  # else it runs again: its result could not be stored
+                    hooks.ended(task, request, state, end.value, end.retry)
+                hooks.leaves(task, request, state, end.value)
+        except BaseException:
+            log.exception("task %s[%s]: the context of its hooks failed", task.name, request.id)
+
+    def _tell_of_fault(self, message: TaskMessage, exc: BaseException) -> None:
+        if signals.task_internal_error.receivers:
+            signals.task_internal_error.notify(
+                self.app.registry.get(message.task), task_id=message.id,
+                args=message.payload.args, kwargs=message.payload.kwargs, request=message,
+                exception=exc, traceback=exc.__traceback__, einfo=hooks.info_of(exc),
+            )  # fmt: skip
 
     # -- storing --------------------------------------------------------------------------
 
@@ -252,25 +344,25 @@ class Executor:
         except Exception as exc:  # worth a line, not worth the run
             log.warning("state STARTED of %s is not stored: %s", message.id, exc)
 
-    def _store(self, outcome: Outcome, delivery: Delivery) -> Outcome:
+    def _store(self, end: _End, delivery: Delivery, at_once: bool = False) -> _End:
         """Store the record now, or prepare it to be stored with the settlement."""
-        record = outcome.record
+        record, message = end.outcome.record, delivery.message
         if record is None:
-            return outcome
+            return end
         try:
-            return self._store_record(outcome, record)
+            return end._replace(outcome=self._store_record(end.outcome, record, at_once))
         except EncodeError as exc:
-            log.error("task %s[%s]: %s", delivery.message.task, delivery.message.id, exc)
-            return self._store_record(outcome, _record(delivery.message, states.FAILURE, exc))
+            log.error("task %s[%s]: %s", message.task, message.id, exc)
+            outcome = self._failed(self.app.registry.get(message.task), delivery, exc)
+            refused = _record(message, states.FAILURE, exc)
+            return _End(self._store_record(outcome, refused, at_once), exc)
         except self.backend.transient_errors as exc:
             reason = f"its result could not be stored: {type(exc).__name__}: {exc}"
-            log.error(
-                "task %s[%s] is put back: %s", delivery.message.task, delivery.message.id, reason
-            )
-            return Outcome(Settlement.REQUEUE, reason=reason)
+            log.error("task %s[%s] is put back: %s", message.task, message.id, reason)
+            return end._replace(outcome=Outcome(Settlement.REQUEUE, reason=reason))
 
-    def _store_record(self, outcome: Outcome, record: TaskRecord) -> Outcome:
-        if self.stores_with_settlement:
+    def _store_record(self, outcome: Outcome, record: TaskRecord, at_once: bool) -> Outcome:
+        if self.stores_with_settlement and not at_once:
             return outcome._replace(record=record, statement=self.backend.statement(record))
         failpoints.hit("before_result")
         self._persist(record)
@@ -288,6 +380,12 @@ class Executor:
                     raise
                 log.warning("result of %s is not stored yet: %s", record.task_id, exc)
                 pause = min(pause * 2, 5.0)
+
+
+def acks_failure(task: Task[..., Any] | None, config: Config) -> bool:
+    """Whether the message of a run that failed, or ran out of time, is acknowledged."""
+    default = config.acks_on_failure_or_timeout
+    return task.options_.get("acks_on_failure_or_timeout", default) if task else default
 
 
 def _record(message: TaskMessage, status: str, value: Any) -> TaskRecord:
@@ -314,9 +412,9 @@ def _in_words(outcome: Outcome, value: Any) -> Outcome:
 
 
 def _without_our_frames(traceback: TracebackType | None) -> TracebackType | None:
-    """The traceback from the task's own frame on: what is ours tells its author nothing."""
+    """The traceback from the task's own frame on."""
     first = traceback
-    while first is not None and first.tb_frame.f_code.co_filename == __file__:
+    while first is not None and first.tb_frame.f_code.co_filename.startswith(_OURS):
         first = first.tb_next
     return first or traceback
 
@@ -328,8 +426,15 @@ def _shown(reason: object) -> str:
         return safe_repr(reason)
 
 
-def _log_failure(message: TaskMessage, exc: BaseException) -> None:
+def _log_failure(
+    message: TaskMessage, exc: BaseException, expected: tuple[type[BaseException], ...] = ()
+) -> None:
     text = text_of(exc)
+    if isinstance(exc, expected):
+        shown = text[:LOGGED_TEXT]
+        log.info("task %s[%s] raised expected %s: %s", message.task, message.id,
+                 type(exc).__name__, shown)  # fmt: skip
+        return
     if len(text) <= LOGGED_TEXT:
         info = (type(exc), exc, exc.__traceback__)
         described = f"{type(exc).__name__}: {text}"

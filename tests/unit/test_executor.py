@@ -474,7 +474,7 @@ def test_patience_with_a_store_has_an_end(bench: Bench, failing: Failing, clock:
     store = failing.store
 
     def slow(record: TaskRecord) -> None:
-        clock.advance(30)  # each attempt takes that long
+        clock.advance(300)  # each attempt takes that long
         store(record)
 
     failing.store = slow  # type: ignore[method-assign]

@@ -15,6 +15,7 @@ from flask_taskworker.options import (
     TaskOptions,
     check_call_options,
     check_task_options,
+    runs_per_second,
 )
 from support import FakeClock
 
@@ -31,6 +32,22 @@ GOOD_TASK: dict[str, list[Any]] = {
     "priority": [0, 9],
     "expires": [0, 60, 1.5, timedelta(minutes=1)],
     "acks_late": [True, False],
+    "acks_on_failure_or_timeout": [True, False],
+    "reject_on_worker_lost": [True, False],
+    "store_errors_even_if_ignored": [True, False],
+    "default_retry_delay": [0, 1.5],
+    "autoretry_for": [(), (OSError,), [ValueError, KeyError]],
+    "dont_autoretry_for": [(ConnectionError,)],
+    "retry_kwargs": [
+        {},
+        {"max_retries": 5, "countdown": 3, "queue": "slow"},
+        {"max_retries": None},
+    ],
+    "retry_backoff": [True, False, 5, 0.5],
+    "retry_backoff_max": [600, 1.5],
+    "retry_jitter": [True, False],
+    "rate_limit": ["10/s", "5/m", "2/h", "0.5/s", "7", 3, 0, 2.5, None],
+    "throws": [(), (KeyError,)],
     "track_started": [True, False],
     "request_context": [True, False],
 }
@@ -45,6 +62,24 @@ BAD_TASK: dict[str, list[Any]] = {
     "priority": [-1, 10, 1.0, "5", True, None],
     "expires": [-1, "60", None, timedelta(seconds=-1), float("nan"), AWARE],
     "acks_late": [1, None],
+    "acks_on_failure_or_timeout": [1, None],
+    "reject_on_worker_lost": [1, None],
+    "store_errors_even_if_ignored": [1, None],
+    "default_retry_delay": [-1, None],
+    "autoretry_for": [OSError, None, ("OSError",), (OSError("x"),), (5,), {OSError}],
+    "dont_autoretry_for": [OSError],
+    "retry_kwargs": [
+        None,
+        {"max_retry": 5},
+        {"countdown": -1},
+        {"task_id": "a"},
+        {"exc": ValueError()},
+    ],
+    "retry_backoff": ["1", -1, None, float("inf")],
+    "retry_backoff_max": [None, -1],
+    "retry_jitter": [1, None],
+    "rate_limit": ["10/d", "fast", "-1/s", -1, True, "nan/s", "inf", [], "/s"],
+    "throws": [KeyError, None],
     "track_started": [1, None],
     "request_context": [1, None],
 }
@@ -139,7 +174,7 @@ def test_type_checkers_know_the_options_that_are_checked(options: Any, good: Any
         (check_call_options, "countdwn", "apply_async() has no option 'countdwn'. Did you mean 'c"),
         (check_call_options, "prioriti", "Did you mean 'priority'?"),
         (check_task_options, "max_retry", "define_task() has no option 'max_retry'. Did you mean"),
-        (check_task_options, "qqq", "There are: acks_late, compression, expires, ignore_result, "),
+        (check_task_options, "qqq", "There are: acks_late, acks_on_failure_or_timeout, autoret"),
     ],
 )
 def test_an_unknown_option_is_refused_with_a_suggestion(
@@ -168,3 +203,21 @@ def test_a_refusal_says_what_to_write(option: dict[str, Any], words: str) -> Non
     with pytest.raises(InvalidOptionError) as caught:
         check_call_options(option)
     assert words in str(caught.value)
+
+
+def test_one_option_under_both_its_names_is_refused() -> None:
+    with pytest.raises(InvalidOptionError, match="two names of one option. Keep retry_delay"):
+        check_task_options({"retry_delay": 5, "default_retry_delay": 5})
+
+
+def test_wrong_options_for_automatic_retries_are_named() -> None:
+    with pytest.raises(InvalidOptionError, match=r"retry\(\) has no option 'countdwn'. Did you"):
+        check_task_options({"retry_kwargs": {"countdwn": 5}})
+
+
+@pytest.mark.parametrize(
+    ("rate", "a_second"),
+    [("10/s", 10), ("30/m", 0.5), ("36/h", 0.01), ("4", 4), (4, 4), (0, None), (None, None)],
+)
+def test_a_rate_is_a_number_a_second(rate: Any, a_second: float | None) -> None:
+    assert runs_per_second(rate) == (None if a_second is None else pytest.approx(a_second))
