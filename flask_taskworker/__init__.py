@@ -29,6 +29,7 @@ from .exceptions import (
     TaskWorkerError,
 )
 from .extension import BackgroundTaskWorker, BaseTaskWorker, BlockingTaskWorker
+from .logs import get_task_logger
 from .result import AsyncResult
 from .task import Request, Task, current_request
 
@@ -56,4 +57,5 @@ __all__ = [
     "TaskRevokedError",
     "TaskWorkerError",
     "current_request",
+    "get_task_logger",
 ]

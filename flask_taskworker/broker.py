@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import select
+import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 import kombu
@@ -19,6 +21,7 @@ __all__ = [
     "Capabilities",
     "broker_connection",
     "capabilities_of",
+    "interrupt",
     "is_hopeless",
     "recoverable_errors",
     "sql_options",
@@ -133,6 +136,37 @@ def wait_for_messages(
     if not sockets:
         timeout = min(timeout, _POLL_BUSY if busy else _POLL_IDLE)
     select.select([*sockets, wake], [], [], timeout)
+
+
+def interrupt(connection: kombu.Connection) -> bool:
+    """End what another thread waits for on a connection, by cutting it. Never raises.
+
+    :return: whether there was anything to cut.
+    """
+    cut = False
+    for descriptor in _descriptors(connection):
+        with suppress(OSError, ValueError), socket.socket(fileno=os.dup(descriptor)) as copy:
+            copy.shutdown(socket.SHUT_RDWR)  # for every copy of it
+            cut = True
+    return cut
+
+
+def _descriptors(connection: kombu.Connection) -> list[int]:
+    """The sockets of an open connection."""
+    opened = connection._connection  # the property would connect
+    found: list[Any] = []
+    if hasattr(opened, "descriptors"):
+        found += opened.descriptors()
+    found.append(getattr(getattr(opened, "transport", None), "sock", None))
+    for channel in list(getattr(opened, "channels", None) or ()):
+        for name in ("client", "subclient"):
+            client = vars(channel).get(name)
+            found.append(getattr(getattr(client, "connection", None), "_sock", None))
+    descriptors = []
+    for item in found:
+        with suppress(Exception):  # closed meanwhile, or none
+            descriptors.append(item if isinstance(item, int) else item.fileno())
+    return descriptors
 
 
 def _sockets(connection: kombu.Connection) -> list[Any]:

@@ -214,6 +214,14 @@ class Config:
         "Store the failures of tasks whose results are ignored.",
         celery="task_store_errors_even_if_ignored CELERY_STORE_ERRORS_EVEN_IF_IGNORED",
     )
+    rate_limit: str | float | None = _setting(
+        "TASKER_RATE_LIMIT",
+        kinds.RATE,
+        None,
+        "How many runs of each task may start in a time, for each worker; None is without limit.",
+        celery="task_default_rate_limit CELERY_DEFAULT_RATE_LIMIT",
+        example="10/s",
+    )
     max_retries: int | None = _setting(
         "TASKER_MAX_RETRIES",
         kinds.COUNT_OR_UNLIMITED,

@@ -92,6 +92,20 @@ def _count_or_unlimited(value: Any) -> int | None:
     return None if nothing(value) else _count_or_zero(value)
 
 
+def _rate(value: Any) -> str | float | None:
+    if nothing(value):
+        return None
+    from .options import runs_per_second
+
+    try:
+        if isinstance(value, bool):
+            raise Refused
+        runs_per_second(value)
+    except (TypeError, ValueError):
+        raise Refused from None
+    return str(value) if isinstance(value, str) else float(value)
+
+
 def _flag(value: Any) -> bool:
     text = str(value).strip().lower()
     if not isinstance(value, (bool, int, str)) or text not in _TRUE | _FALSE:
@@ -222,6 +236,7 @@ COUNT = Kind("number", "a whole number, 1 or more", _count)
 COUNT_OR_UNLIMITED = Kind(
     "number or None", "a whole number, or None for no limit", _count_or_unlimited
 )
+RATE = Kind("rate or None", "a rate such as '10/s', '5/m' or '2/h', or None", _rate)
 FLAG = Kind("true or false", "True or False", _flag)
 ENGINE = Kind("name", "the name of an engine", lambda value: engine_name(_text(value)))
 DRIVER = Kind("name", "the name of a database driver", lambda value: driver_name(_text(value)))

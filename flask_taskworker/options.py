@@ -294,7 +294,7 @@ def runs_per_second(rate: str | float | None) -> float | None:
             raise ValueError(rate)
         value = float(number) * _PER_SECOND[unit.strip() or "s"]
     else:
-        value = float(rate or 0)
+        value = 0.0 if rate is None else float(rate)
     if not 0 <= value < float("inf"):
         raise ValueError(rate)
     return value or None

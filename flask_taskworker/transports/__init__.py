@@ -23,6 +23,8 @@ class Capabilities:
 
     #: Messages with a property ``eta_at`` wait in the broker until they are due.
     delayed: bool = False
+    #: ``channel.requeue(tag, delay=seconds, count_delivery=False)`` sends one back for a time.
+    delayed_requeue: bool = False
     #: ``channel.dead_letter(tag, reason)`` keeps a message aside, visible and replayable.
     dead_letter: bool = False
     #: ``channel.settle_with(tag, statements, ring)`` stores a result together with the

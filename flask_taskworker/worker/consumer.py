@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import math
 import select
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import kombu
 
-from .. import clock
+from .. import clock, signals
 from ..broker import (
     broker_connection,
     capabilities_of,
@@ -24,12 +25,15 @@ from ..broker import (
     recoverable_errors,
     wait_for_messages,
 )
+from ..exceptions import InvalidMessageError
 from ..message import TaskMessage, Unreadable, parse
 from ..publisher import task_queue
 from .delivery import Delivery, Outcome
 from .observer import Nobody, Observer
 from .prefetch import Prefetch
-from .settling import Settler
+from .rates import AHEAD, RateLimits
+from .settling import Settler, store_alone
+from .strays import Strays
 from .waker import Waker
 
 if TYPE_CHECKING:
@@ -47,6 +51,13 @@ STALLED_AFTER = 0.25
 BURST_PATIENCE = 0.5
 
 
+#: A message that may not start for longer than this goes back to the store, if that can
+#: delay it. Seconds.
+HELD_HERE = 2.0
+#: Where no store can, so many messages wait here at most; then no more are taken.
+MOST_HELD = 10_000
+
+
 class Consumer:
     """Moves messages between a broker and a pool until it is stopped.
 
@@ -54,7 +65,12 @@ class Consumer:
     :param pool: runs them; made by the supervisor, wakes ``waker`` when a run has ended.
     :param queues: the queues to read, by name.
     :param burst: stop when the queues are empty.
+    :param on_ready: called when it reads the queues.
+    :param on_stopping: called once when it has been asked to stop, with the seconds that are
+        left for running tasks.
+    :param maintain: upkeep; gives the seconds until it wants to be called again.
     :param observer: follows what happens to the deliveries.
+    :param rates: how many runs of a task may start in a time.
     """
 
     def __init__(
@@ -66,8 +82,10 @@ class Consumer:
         *,
         burst: bool = False,
         on_ready: Callable[[], None] = lambda: None,
+        on_stopping: Callable[[float], None] = lambda seconds: None,
         maintain: Callable[[], float] = lambda: 60.0,
         observer: Observer | None = None,
+        rates: RateLimits | None = None,
     ) -> None:
         self.app = app
         self.pool = pool
@@ -75,22 +93,34 @@ class Consumer:
         self.burst = burst
         self._waker = waker
         self._on_ready = on_ready
+        self._on_stopping = on_stopping
+        self._told_of_stop = False
         self._maintain = maintain
         self._observer: Observer = observer or Nobody()
+        self.rates = rates or RateLimits(app)
         self._prefetch = Prefetch(pool.size)
         # Plain values, no locks: stop() is called in signal handlers.
+        self.connection: kombu.Connection | None = None
         self._stopping = False
         self._stop_at: float | None = None
         self._epoch = 0
         self._proven = False  # whether this connection has carried a whole turn
+        # What waits for its time: an ETA, or a token of its rate limit.
         self._held: list[tuple[float, int, Delivery]] = []
         self._order = itertools.count()
+        self._rates_version = self.rates.version
+        self._strays = Strays(pool)
         self._ended: deque[tuple[Delivery, Outcome]] = deque()
+        self._ended_before: deque[tuple[Delivery, Outcome]] = deque()  # on an earlier connection
         self._unsettled = 0  # received on this connection, and not settled yet
         self._next_maintenance = clock.monotonic() + 1.0
         self._next_complaint = clock.monotonic()
         self._last_move = self._last_work = clock.monotonic()
         self._finished_burst = False
+        #: When the loop turned last, on the monotonic clock: whether it stands still.
+        self.turned_at = clock.monotonic()
+        #: Whether it stands still because a task runs in its own thread.
+        self.in_task = False
 
     def stop(self, drain_timeout: float) -> None:
         """Reserve no more, let running tasks end within ``drain_timeout`` seconds, return.
@@ -112,7 +142,7 @@ class Consumer:
         failures, worked = 0, False
         while not self._stopping and not self._finished_burst:
             self._proven = False
-            connection = broker_connection(self.app.config, role="consume")
+            connection = self.connection = broker_connection(self.app.config, role="consume")
             errors = recoverable_errors(connection)
             try:
                 self._consume(connection)
@@ -131,7 +161,13 @@ class Consumer:
                 self._pause(RECONNECT_PAUSES[-1])
             finally:
                 _close_quietly(connection)
+        self._tell_of_stop()
         self._wait_for_runs()
+
+    def _tell_of_stop(self) -> None:
+        if self._stopping and not self._told_of_stop:
+            self._told_of_stop = True
+            self._on_stopping(max(0.0, (self._stop_at or 0.0) - clock.monotonic()))
 
     # -- one connection -------------------------------------------------------------------
 
@@ -139,11 +175,14 @@ class Consumer:
         channel = connection.default_channel
         self._connection, self._channel = connection, channel
         self._capabilities = capabilities_of(connection)
+        # A burst ends when the queues are empty, which they would seem to be.
+        self._may_send_away = self._capabilities.delayed_requeue and not self.burst
         self._epoch += 1
         self._heartbeats = bool(connection.supports_heartbeats)
         self._next_heartbeat = clock.monotonic() + 1.0
         self._settler = Settler(self.app, channel, self._capabilities)
         self._held.clear()  # the broker hands them out again
+        self._strays.gather()
         self._unsettled = 0
         self._prefetch.reset()
         consumer = self._consumer = kombu.Consumer(
@@ -178,9 +217,11 @@ class Consumer:
 
     def _turn(self) -> bool:
         """Settle, reserve, wait: once. True when there is nothing left to do here."""
+        self.turned_at = clock.monotonic()
         self._waker.clear()
         self._settle()
         if self._stopping:
+            self._tell_of_stop()
             self._consumer.cancel()  # or the broker goes on sending while the last tasks run
             if self._drained():
                 return True
@@ -215,6 +256,9 @@ class Consumer:
             self._prefetch.observe(outcome.runtime)
             self._ended.popleft()
             self._tell(self._observer.ended, delivery, outcome)
+        while self._ended_before:
+            self._settle_one(*self._ended_before[0])
+            self._ended_before.popleft()
 
     def _tell(self, what: Callable[..., None], *about: object) -> None:
         try:
@@ -223,15 +267,11 @@ class Consumer:
             log.exception("an observer of the worker failed")
 
     def _settle_one(self, delivery: Delivery, outcome: Outcome) -> None:
-        if delivery.epoch != self._epoch:
-            log.warning(
-                "task %s[%s] ended after its connection was lost; it may run again",
-                delivery.message.task,
-                delivery.message.id,
-            )
-            return
-        self._settler.settle(delivery, outcome)
-        self._unsettled -= 1
+        if delivery.acknowledged or delivery.epoch == self._epoch:
+            self._settler.settle(delivery, outcome)
+            self._unsettled -= delivery.epoch == self._epoch
+        else:
+            self._strays.ended(delivery, outcome)
 
     def _reserve(self) -> int:
         """Receive as much as the pool can take now; return how much that was."""
@@ -239,6 +279,8 @@ class Consumer:
         self._prefetch.slots = self.pool.size
         before = self._prefetch.received
         room = self._prefetch.room(self.pool.load())
+        if len(self._held) >= MOST_HELD:
+            room = 0
         self._prefetch.apply(self._channel, self._capabilities, room, self._unsettled)
         if room <= 0:
             self._settler.flush()
@@ -257,6 +299,9 @@ class Consumer:
         queue = str(info.get("routing_key") or self.queues[0])
         message = parse(raw, self.app.config.accept_content)
         if isinstance(message, Unreadable):
+            if signals.task_rejected.receivers:
+                error = InvalidMessageError(message.reason)
+                signals.task_rejected.notify(self, message=raw, exc=error)
             self._settler.park(raw, queue, message)
             self._unsettled -= 1
             return
@@ -264,9 +309,39 @@ class Consumer:
         if self._stopping or self._finished_burst:  # sent before the broker heard of the end
             self._give_back([delivery])
             return
+        outcome = self._strays.take_up(delivery)
+        if outcome is not None:
+            if isinstance(outcome, Outcome):  # it has ended; else its run goes on
+                self._ended_before.append((delivery, outcome))
+            return
         self._tell(self._observer.received, delivery)
+        signals.task_received.notify(self, request=message)
         wait = 0.0 if message.eta is None else message.seconds_until_due()
         if wait > 0 and not message.has_expired():
+            self._hold(delivery, wait)
+        else:
+            self._start(delivery)
+
+    def _hold(self, delivery: Delivery, seconds: float) -> None:
+        """Let a delivery wait: in the store if that can do it, else here."""
+        if self._may_send_away and seconds > HELD_HERE:
+            self._settler.send_away(delivery, seconds)
+            self._unsettled -= 1
+            return
+        due = clock.monotonic() + seconds
+        heapq.heappush(self._held, (due, next(self._order), delivery))
+
+    def _start(self, delivery: Delivery) -> None:
+        """Run a delivery whose time has come, as soon as the rate of its task allows."""
+        name = delivery.message.task
+        wait: float | None = 0.0
+        if not delivery.has_token:
+            wait = self.rates.reserve(name, AHEAD if self._may_send_away else math.inf)
+        if wait is None:
+            self._settler.send_away(delivery, self.rates.send_away(name))
+            self._unsettled -= 1
+        elif wait > 0:
+            delivery.has_token = True
             due = clock.monotonic() + wait
             heapq.heappush(self._held, (due, next(self._order), delivery))
         else:
@@ -276,7 +351,9 @@ class Consumer:
         if not self._acks_late(delivery.message):
             self._settler.acknowledge_before_run(delivery)
         self._last_move = clock.monotonic()  # its thread needs a moment to take it
+        self.in_task = True
         self.pool.submit(delivery)
+        self.in_task = False
 
     def _acks_late(self, message: TaskMessage) -> bool:
         task = self.app.registry.get(message.task)
@@ -284,13 +361,33 @@ class Consumer:
         return bool(task.options_.get("acks_late", default)) if task else True
 
     def _submit_due(self) -> None:
+        if self._rates_version != self.rates.version:
+            self._ask_for_tokens_again()
         now = clock.monotonic()
-        while self._held and self._held[0][0] <= now:
-            self._submit(heapq.heappop(self._held)[2])
+        while self._held and self._held[0][0] <= now and self.pool.load() < self.pool.size:
+            self._start(heapq.heappop(self._held)[2])
+
+    def _ask_for_tokens_again(self) -> None:
+        """A limit has changed: what waits for a token may wait too long now."""
+        self._rates_version = self.rates.version
+        waiting = sorted(entry for entry in self._held if entry[2].has_token)
+        self._held = [entry for entry in self._held if not entry[2].has_token]
+        heapq.heapify(self._held)
+        for _, _, delivery in waiting:
+            delivery.has_token = False
+            self._start(delivery)
 
     def _release_stalled(self) -> None:
         """Give waiting deliveries back when long runs hold every slot: others may be free."""
-        if self.pool.waiting() and clock.monotonic() - self._last_move > STALLED_AFTER:
+        now = clock.monotonic()
+        if now - self._last_move <= STALLED_AFTER:
+            return
+        due = [entry for entry in self._held if entry[0] <= now]
+        if due:
+            self._held = [entry for entry in self._held if entry[0] > now]
+            heapq.heapify(self._held)
+            self._give_back([delivery for _, _, delivery in due])
+        if due or self.pool.waiting():
             self._withdraw()
             self._prefetch.reset()
 
@@ -310,9 +407,9 @@ class Consumer:
             self._connection.heartbeat_check()
             self._next_heartbeat = now + 1.0
         until = min(now + self.app.config.loop_interval, self._next_maintenance)
-        if self._held:
+        if self._held and self._held[0][0] > now:
             until = min(until, self._held[0][0])
-        if self.pool.waiting():
+        if self.pool.waiting() or (self._held and self._held[0][0] <= now):
             until = min(until, now + STALLED_AFTER)
         if self._heartbeats:
             until = min(until, now + 5.0)
@@ -335,8 +432,13 @@ class Consumer:
                 self._give_back([delivery])
 
     def _drained(self) -> bool:
-        self._withdraw()
-        self._give_back([delivery for _, _, delivery in self._held])
+        for delivery in [*self.pool.withdraw(), *(entry[2] for entry in self._held)]:
+            if delivery.acknowledged:
+                self.pool.submit(delivery)
+                continue
+            name, task_id = delivery.message.task, delivery.message.id
+            log.info("task %s[%s] has not started; its message goes back", name, task_id)
+            self._give_back([delivery])
         self._held.clear()
         if self._unsettled <= 0:  # what has ended since is to be settled before we go
             return True
@@ -361,15 +463,28 @@ class Consumer:
 
     def _pause(self, seconds: float) -> None:
         """Sleep, unless a run ends or the worker is stopped."""
+        self.turned_at = clock.monotonic()
         select.select([self._waker.fileno()], [], [], seconds)
 
     def _wait_for_runs(self) -> None:
         """After the connection is gone for good: runs still get their time to end."""
-        while self.pool.running() and clock.monotonic() < (self._stop_at or 0.0):
+        while True:
             self._waker.clear()
-            self.pool.finished()
-            if self.pool.running():
-                self._waker_wait()
+            self._ended.extend(self.pool.finished())
+            while self._ended:
+                self._keep_result(*self._ended.popleft())
+            if not self.pool.running() or clock.monotonic() >= (self._stop_at or 0.0):
+                return
+            self._waker_wait()
+
+    def _keep_result(self, delivery: Delivery, outcome: Outcome) -> None:
+        """Of what is not acknowledged, another run will say how it ended."""
+        if delivery.acknowledged:
+            try:
+                store_alone(self.app, outcome)
+            except Exception as exc:
+                name, task_id = delivery.message.task, delivery.message.id
+                log.error("the result of task %s[%s] is lost: %s", name, task_id, exc)
 
 
 def _close_quietly(connection: kombu.Connection) -> None:

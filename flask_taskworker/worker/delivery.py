@@ -49,7 +49,7 @@ class Delivery:
     ``epoch`` counts the connections of the consumer: what was reserved on an older one
     can no longer be settled, its broker hands it out again. ``watched`` says that somebody
     follows its events. ``started`` is when its run began, in epoch seconds, and ``pid`` the
-    process it runs in; None before.
+    process it runs in; None before. ``has_token`` says that its task's rate limit lets it start.
     """
 
     raw: Any
@@ -58,6 +58,7 @@ class Delivery:
     epoch: int
     acknowledged: bool = False
     watched: bool = False
+    has_token: bool = False
     started: float | None = None
     pid: int | None = None
 

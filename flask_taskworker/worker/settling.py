@@ -38,7 +38,7 @@ class Settler:
     def settle(self, delivery: Delivery, outcome: Outcome) -> None:
         """Do what the outcome says."""
         if delivery.acknowledged:
-            self._store_alone(outcome)
+            store_alone(self._app, outcome)
             if outcome.settlement is not Settlement.ACKNOWLEDGE:
                 log.error(
                     "task %s[%s] cannot go back, it was acknowledged before it ran "
@@ -52,7 +52,7 @@ class Settler:
         elif outcome.settlement is Settlement.REQUEUE:
             self._requeue(delivery.raw)
         else:
-            self._store_alone(outcome)
+            store_alone(self._app, outcome)
             self._dead_letter(delivery.raw, delivery.queue, outcome.reason)
 
     def acknowledge_before_run(self, delivery: Delivery) -> None:
@@ -60,6 +60,10 @@ class Settler:
         delivery.raw.ack()
         self.flush()
         delivery.acknowledged = True
+
+    def send_away(self, delivery: Delivery, seconds: float) -> None:
+        """Let a message that was not started wait in the store, as if it had not been delivered."""
+        self._channel.requeue(delivery.raw.delivery_tag, delay=seconds, count_delivery=False)
 
     def give_back(self, delivery: Delivery) -> None:
         """Return a message that was not started, as if it had not been delivered."""
@@ -104,10 +108,6 @@ class Settler:
             delivery.raw.ack()
             failpoints.hit("after_ack")
 
-    def _store_alone(self, outcome: Outcome) -> None:
-        if outcome.record is not None:
-            self._app.backend.store(outcome.record)
-
     def _requeue(self, raw: Any) -> None:
         failpoints.hit("before_requeue")
         raw.requeue()
@@ -134,3 +134,9 @@ class Settler:
         self._app.publisher.send(
             queue, WireMessage(body, content_type, encoding, headers, properties)
         )
+
+
+def store_alone(app: TaskApp, outcome: Outcome) -> None:
+    """Store what an outcome carries where no acknowledgement goes with it."""
+    if outcome.record is not None:
+        app.backend.store(outcome.record)

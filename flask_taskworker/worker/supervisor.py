@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
-import signal
 import socket
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from .. import signals
 from ..exceptions import ConfigurationError
 from .consumer import Consumer
 from .executor import Executor
+from .os_signals import os_signals
 from .pool import Pool, SoloPool, ThreadPool
+from .rates import RateLimits
 from .waker import Waker
+from .watchdog import Watchdog
 
 if TYPE_CHECKING:
     from ..app import TaskApp
+
+__all__ = ["POOLS", "PoolName", "Worker", "default_queues", "node_name", "os_signals"]
 
 log = logging.getLogger("flask_taskworker.worker")
 
@@ -56,6 +60,10 @@ class Worker:
         self.queues = list(queues) if queues else default_queues(app)
         self.hostname = node_name(hostname)
         self.ready = threading.Event()
+        #: Whether the process is to start the same command again once the worker has ended.
+        self.restarting = False
+        self._stop_reason = ""
+        self.rates = RateLimits(app)
         self._waker = Waker()
         atomic = app.backend.shares_database_with(app.config.broker_url)
         self._executor = Executor(app, self.hostname, stores_with_settlement=atomic)
@@ -69,7 +77,11 @@ class Worker:
             burst=burst,
             on_ready=self._is_ready,
             maintain=self._maintain,
+            rates=self.rates,
+            on_stopping=self._is_stopping,
         )
+        signals.celeryd_init.notify(self.hostname, instance=self, conf=app.config, options={})
+        signals.celeryd_after_setup.notify(self.hostname, instance=self, conf=app.config)
 
     def _make_pool(self, name: str, size: int) -> Pool:
         if name == "threads":
@@ -80,28 +92,60 @@ class Worker:
 
     def run(self) -> None:
         """Work until :meth:`stop` is called, or in a burst until the queues are empty."""
+        signals.worker_init.notify(self)
         try:
-            self.consumer.run()
+            with Watchdog(self.consumer):
+                self.consumer.run()
         finally:
             self.ready.clear()
             self._executor.close()
             self.pool.stop()
             self._waker.close()
+            signals.worker_shutdown.notify(self)
             log.info("%s stopped", self.hostname)
 
-    def stop(self, drain_timeout: float | None = None) -> None:
-        """Ask the worker to end; returns at once.
+    def stop(self, drain_timeout: float | None = None, *, reason: str = "") -> None:
+        """Ask the worker to end; returns at once. Safe in a signal handler.
 
         :param drain_timeout: seconds for running tasks to end, by default
             ``TASKER_DRAIN_TIMEOUT``. What still runs then goes back to its queue.
+        :param reason: who asks, for the log: the name of a signal.
         """
+        self._stop_reason = self._stop_reason or reason
         if drain_timeout is None:
             drain_timeout = self.app.config.drain_timeout
         self.consumer.stop(drain_timeout)
 
+    def restart(self) -> None:
+        """Ask the worker to end as :meth:`stop` does, and its process to start anew.
+
+        Takes effect in a process whose signals the worker has; elsewhere it only ends.
+        """
+        self.restarting = True
+        self.stop(reason="SIGHUP")
+
     def _is_ready(self) -> None:
+        if not self.ready.is_set():
+            signals.worker_ready.notify(self.consumer)
         self.ready.set()
         log.info("%s ready, reading %s", self.hostname, ", ".join(self.queues))
+
+    def _is_stopping(self, seconds: float) -> None:
+        """Told in the consumer's thread: a signal handler may not log."""
+        running = [f"{run.message.task}[{run.message.id}]" for run in self.pool.running()]
+        signals.worker_shutting_down.notify(
+            self.hostname,
+            sig=self._stop_reason.removeprefix("SIG") or None,
+            how="Warm" if seconds > 0 else "Cold",
+            exitcode=0,
+        )
+        who = f" after {self._stop_reason}" if self._stop_reason else ""
+        if running:
+            log.info(
+                "%s stops%s; up to %.0f s for %s", self.hostname, who, seconds, ", ".join(running)
+            )
+        else:
+            log.info("%s stops%s", self.hostname, who)
 
     def _maintain(self) -> float:
         """Upkeep while idle; return the seconds until the next."""
@@ -126,21 +170,3 @@ def node_name(template: str | None) -> str:
     if "@" not in name:
         name += "@%h"
     return name.replace("%h", host).replace("%n", host.split(".", 1)[0])
-
-
-@contextmanager
-def os_signals(worker: Worker) -> Iterator[None]:
-    """Let SIGTERM and SIGINT end the worker: once warm, twice at once. Main thread only."""
-    seen = 0
-
-    def stop(signum: int, frame: object) -> None:
-        nonlocal seen
-        seen += 1
-        worker.stop(None if seen == 1 else 0.0)
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

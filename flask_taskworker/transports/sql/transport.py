@@ -53,6 +53,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
     )
     capabilities: ClassVar[Capabilities] = Capabilities(
         delayed=True,
+        delayed_requeue=True,
         dead_letter=True,
         atomic_settle=True,
         cheap_prefetch=True,
@@ -111,6 +112,12 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         :param wake: a file descriptor that ends the sleep when readable; it is not read.
         """
         self._sleeper.wait(timeout, wake)
+
+    def descriptors(self) -> list[int]:
+        """The sockets of its connections to a database server."""
+        held = [channel._held for channel in list(self.channels)]
+        found = [one.database.dialect.socket_of(one.raw) for one in held if one is not None]
+        return [descriptor for descriptor in found if descriptor is not None]
 
     def settlement_added(self, channel: SQLChannel) -> None:
         """A settlement came in, perhaps from another thread while ours sleeps."""

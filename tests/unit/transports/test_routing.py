@@ -177,8 +177,8 @@ def test_remote_control_reaches_another_connection(broker):
 
 def test_capabilities(broker):
     assert capabilities_of(broker.connection()) == Capabilities(
-        delayed=True, dead_letter=True, atomic_settle=True, cheap_prefetch=True, wake=True,
-        fanout=True,
+        delayed=True, delayed_requeue=True, dead_letter=True, atomic_settle=True,
+        cheap_prefetch=True, wake=True, fanout=True,
     )  # fmt: skip
     assert capabilities_of(kombu.Connection("redis://")).cheap_prefetch
     assert not capabilities_of(kombu.Connection("amqp://")).cheap_prefetch
