@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from ...exceptions import ConfigurationError
 
+#: The longest duration, in seconds. Drivers and poll() count in milliseconds of 32 bits.
+_LONGEST = 7 * 24 * 3600
 _PREFIX = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 
 
@@ -76,8 +78,8 @@ def _problem(key: str, value: Any) -> str | None:
         valid = isinstance(value, int) and not isinstance(value, bool) and value >= 0
         expected = "a whole number, 0 or more"
     else:
-        valid = isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
-        expected = "seconds, 0 or more"
-        if key == "lease":
-            valid, expected = valid and value >= 0.1, "seconds, at least 0.1"
+        least = 0.1 if key == "lease" else 0
+        valid = isinstance(value, (int, float)) and not isinstance(value, bool)
+        valid = valid and least <= value <= _LONGEST
+        expected = f"seconds, from {least:g} to {_LONGEST} (a week)"
     return None if valid else f"transport option {key}={value!r}: write {expected}"

@@ -98,6 +98,7 @@ def test_a_relative_path_means_the_same_file_after_a_change_of_folder(tmp_path, 
     [
         ("durability", "some"), ("lease", 0), ("busy_timeout", "x"), ("table_prefix", "a b"),
         ("table_prefix", "x;--"), ("create_tables", 1), ("max_deliveries", -1),
+        ("lease", float("inf")), ("lease", 1e9), ("busy_timeout", float("nan")),
     ],
 )  # fmt: skip
 def test_an_impossible_option_is_named(broker, option, value):
