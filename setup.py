@@ -10,7 +10,7 @@ EXTRAS = {
     "redis": ["redis>=6.4"],
     "amqp": [],  # the AMQP client comes with kombu; the name exists so that it can be asked for
     "postgresql": ["psycopg[binary]>=3.1.8"],
-    "mysql": ["PyMySQL>=1.0.3"],
+    "mysql": ["PyMySQL[rsa]>=1.0.3"],  # rsa: MySQL 8 wants it for passwords
     "beanstalk": ["greenstalk>=2.0.0"],
     "mail": ["Flask-Mail>=0.9.1"],
 }

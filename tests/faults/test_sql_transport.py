@@ -89,7 +89,9 @@ def test_consumers_killed_at_random_lose_nothing(load: Load) -> None:
     assert load.duplicates <= kills * PREFETCH
 
 
-def test_what_a_killed_publisher_was_told_is_sent_is_delivered(load: Load) -> None:
+@pytest.mark.parametrize("durability", ["full", "normal"])
+def test_what_a_killed_publisher_was_told_is_sent_is_delivered(load: Load, durability: str) -> None:
+    load.options["durability"] = durability
     consumer = load.consumer()
     publishers = [load.publisher(0) for _ in range(3)]
     eventually(lambda: load.count("got") >= 20, "the load runs")

@@ -131,7 +131,7 @@ class OwnMariaDB(OwnServer):
         super().__init__("mysql")
         self.run(
             install, "--no-defaults", f"--datadir={self.folder}/data", "--skip-test-db",
-            "--auth-root-authentication-method=normal",
+            "--auth-root-authentication-method=normal", f"--tmpdir={self.folder}",
         )  # fmt: skip
         self.url = f"mysql+pymysql://root@127.0.0.1:{self.port}/mysql"
 
@@ -139,7 +139,8 @@ class OwnMariaDB(OwnServer):
         return [
             self._mariadbd, "--no-defaults", f"--datadir={self.folder}/data",
             f"--port={self.port}", f"--socket={self.folder}/socket", "--bind-address=127.0.0.1",
-            f"--pid-file={self.folder}/pid", "--innodb-buffer-pool-size=64M",
+            f"--pid-file={self.folder}/pid", f"--tmpdir={self.folder}",
+            "--innodb-buffer-pool-size=64M",
         ]  # fmt: skip
 
     def answers(self) -> bool:

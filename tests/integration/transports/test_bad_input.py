@@ -295,6 +295,41 @@ def test_a_clock_moved_by_an_hour_loses_nothing_and_the_queue_goes_on(broker, mo
     assert broker.count() == (0 if jumped else 1)
 
 
+@pytest.mark.only_on("psycopg", "pymysql")  # a file has no clock
+@pytest.mark.parametrize("shift", [3600.0, -3600.0], ids=["forwards", "backwards"])
+def test_a_servers_clock_moved_by_an_hour_takes_nothing_away(broker, monkeypatch, shift):
+    channel = broker.connection().channel()
+    broker.publish("held", "waiting")
+    holder = broker.receiver(prefetch=1)
+    holder.connection.drain_events(timeout=0)
+    now = broker.database.now()
+    broker.publish("in half an hour", eta_at=now + 1800)
+    Queue("in use", routing_key="in use", expires=60)(channel).declare()
+    reader = broker.receiver("in use")
+    held = broker.database.connect()
+    broker.database.janitor.expire_queues(held)
+    dialect = type(broker.database.dialect)
+    told = dialect.database_time
+    monkeypatch.setattr(dialect, "database_time", lambda *args: told(*args) + shift)
+    broker.database.keeper.beat()  # reads it
+    assert abs(broker.database.now() - now - shift) < 60
+
+    for _ in range(2):
+        broker.database.janitor.reap(held)
+        broker.database.janitor.expire_queues(held)
+    held.close()
+    one = broker.receiver()
+    assert one.drain() == ["waiting", *(["in half an hour"] if shift > 0 else [])]
+    broker.publish("soon", eta_at=broker.database.now() + 0.2)
+    assert one.wait_for(len(one.messages) + 1)[-1] == "soon"
+    holder.messages[0].ack()
+    holder.channel.flush()
+    assert holder.channel.lost_leases == 0
+    broker.publish("here", queue="in use")
+    assert reader.drain() == ["here"]
+    assert channel._has_queue("in use")
+
+
 def test_a_queue_that_nobody_used_for_its_time_expires_also_after_a_jump(broker, monkeypatch):
     channel = broker.connection().channel()
     Queue("unused", expires=0.2)(channel).declare()

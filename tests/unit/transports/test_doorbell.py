@@ -134,7 +134,7 @@ def test_no_wake_up_is_lost_between_arming_and_looking(bell):
                 committed += 1
                 bell.ring(MESSAGES)
 
-        thread = threading.Thread(target=publisher)
+        thread = threading.Thread(target=publisher, daemon=True)
         thread.start()
         for number in range(rounds):
             go.release()
