@@ -6,6 +6,7 @@ import os
 import sqlite3
 import sys
 import threading
+import time
 from pathlib import Path
 
 import kombu
@@ -133,6 +134,21 @@ def test_opening_waits_while_the_file_is_locked_even_for_readers(tmp_path):
     database.connect(busy_timeout=8).close()
     timer.join()
     app.close()
+    database.dispose()
+
+
+def test_opening_gives_up_after_the_time_that_it_tells(tmp_path):
+    path = tmp_path / "queue.db"
+    first = sqlite3.connect(path, isolation_level=None)
+    first.execute("BEGIN EXCLUSIVE")
+    database = database_for(f"taskworker+sqlite:///{path}")
+    began = time.monotonic()
+    with pytest.raises(DatabaseUnavailableError, match=r"queue\.db was locked.*0\.3 s"):
+        database.connect(busy_timeout=0.3)
+    assert time.monotonic() - began >= 0.3
+    first.execute("COMMIT")
+    first.close()
+    database.connect().close()
     database.dispose()
 
 
