@@ -21,6 +21,7 @@ __all__ = [
     "Capabilities",
     "broker_connection",
     "capabilities_of",
+    "drop",
     "interrupt",
     "is_hopeless",
     "recoverable_errors",
@@ -30,6 +31,8 @@ __all__ = [
 
 #: How long a consumer waits for a lock in a database. Seconds.
 CONSUMER_BUSY_TIMEOUT = 15.0
+#: How much longer than for locks a publisher waits for a database to answer. Seconds.
+PUBLISHER_ANSWER_TIMEOUT = 0.5
 #: How often a transport that can neither wake nor be selected on is asked. Seconds.
 _POLL_BUSY, _POLL_IDLE = 0.002, 0.02
 #: kombu tries to connect again by itself; who asks for a connection here does so already.
@@ -56,6 +59,15 @@ def broker_connection(config: Config, role: Literal["publish", "consume"]) -> ko
     )
 
 
+def drop(connection: kombu.Connection) -> None:
+    """Close a connection that failed. Never raises, and never waits for the other side."""
+    with suppress(Exception):  # it was broken already
+        if hasattr(connection.transport, "_collect"):
+            connection.collect()  # AMQP says goodbye, and would wait for the answer
+        else:
+            connection.release()
+
+
 def _make_folders(options: dict[str, Any]) -> None:
     """kombu's file transport expects its folders to be there."""
     for name in ("data_folder_in", "data_folder_out", "processed_folder", "control_folder"):
@@ -67,8 +79,10 @@ def _defaults(config: Config, role: str) -> dict[str, Any]:
     timeout = config.publish_timeout / 2
     scheme = config.broker_url.split("://", 1)[0]
     if scheme.startswith("taskworker+"):
-        busy = config.publish_timeout if role == "publish" else CONSUMER_BUSY_TIMEOUT
-        return {**sql_options(config), "busy_timeout": busy}
+        if role == "consume":
+            return {**sql_options(config), "busy_timeout": CONSUMER_BUSY_TIMEOUT}
+        busy = {"busy_timeout": config.publish_timeout, "answer_timeout": PUBLISHER_ANSWER_TIMEOUT}
+        return {**sql_options(config), **busy}
     if scheme in ("amqp", "amqps", "pyamqp"):
         options: dict[str, Any] = {"confirm_publish": True}
         if role == "publish":

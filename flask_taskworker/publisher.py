@@ -13,6 +13,7 @@ from .broker import (
     Capabilities,
     broker_connection,
     capabilities_of,
+    drop,
     is_hopeless,
     recoverable_errors,
 )
@@ -44,7 +45,11 @@ class Publisher:
     def __init__(self, config: Config) -> None:
         self.config = config
         self._stock = Stock(
-            lambda: _Sender(config), _Sender.close, config.pool_limit, config.publish_timeout / 2
+            lambda: _Sender(config),
+            _Sender.close,
+            config.pool_limit,
+            config.publish_timeout / 2,
+            _Sender.drop,
         )
 
     def publish(
@@ -119,7 +124,7 @@ class Publisher:
                 outcome = action(sender)
             except sender.errors as exc:
                 self._stock.discard(sender)
-                self._stock.close()  # the idle ones went through the same broker
+                self._stock.discard_idle()  # they went through the same broker
                 pause = min(
                     policy["interval_start"] + attempt * policy["interval_step"],
                     policy["interval_max"],
@@ -235,6 +240,9 @@ class _Sender:
 
     def close(self) -> None:
         self.connection.release()
+
+    def drop(self) -> None:
+        drop(self.connection)
 
 
 def task_queue(name: str) -> kombu.Queue:

@@ -26,14 +26,20 @@ class Stock(Generic[T]):
 
     :param make: opens a connection.
     :param close: closes one.
+    :param drop: closes one that failed, or may have; the default is ``close``.
     :param limit: how many may be open at once.
     :param patience: seconds to wait for one when all are lent.
     """
 
     def __init__(
-        self, make: Callable[[], T], close: Callable[[T], None], limit: int, patience: float
+        self,
+        make: Callable[[], T],
+        close: Callable[[T], None],
+        limit: int,
+        patience: float,
+        drop: Callable[[T], None] | None = None,
     ) -> None:
-        self._make, self._close = make, close
+        self._make, self._close, self._drop = make, close, drop or close
         self._limit, self._patience = limit, patience
         self._inherited: list[list[T]] = []
         self._start()
@@ -86,10 +92,13 @@ class Stock(Generic[T]):
         self._idle.append(item)
 
     def discard(self, item: T) -> None:
-        """Return a connection that failed; it is closed."""
+        """Return a connection that failed; it is dropped."""
+        self._end(item, self._drop)
+
+    def _end(self, item: T, close: Callable[[T], None]) -> None:
         try:
             with contextlib.suppress(Exception):  # it was broken already
-                self._close(item)
+                close(item)
         finally:
             self._one_less()
 
@@ -111,9 +120,16 @@ class Stock(Generic[T]):
 
     def close(self) -> None:
         """Close what is idle, if this process opened it."""
+        self._end_idle(self._close)
+
+    def discard_idle(self) -> None:
+        """Drop what is idle, if this process opened it: the server failed somebody."""
+        self._end_idle(self._drop)
+
+    def _end_idle(self, close: Callable[[T], None]) -> None:
         while self._pid == os.getpid():
             try:
                 item = self._idle.pop()
             except IndexError:
                 return
-            self.discard(item)
+            self._end(item, close)

@@ -6,7 +6,6 @@ task, as long as that lives.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import kombu
 
 from .. import states
-from ..broker import broker_connection, recoverable_errors
+from ..broker import broker_connection, drop, recoverable_errors
 from ..exceptions import BrokerUnavailableError
 from ..message import WireMessage
 from .base import ResultBackend, TaskRecord, timed_out
@@ -107,7 +106,7 @@ class RpcBackend(ResultBackend):
     def close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None and self._pid == os.getpid():
-            _close_quietly(connection)
+            connection.close()
 
     def _listen(self, timeout: float) -> None:
         """Receive for a while, or wait for the thread that does."""
@@ -131,7 +130,9 @@ class RpcBackend(ResultBackend):
         except TimeoutError:
             pass
         except self._errors:
-            self.close()  # results that were under way are lost with the queue
+            if self._connection is not None:
+                drop(self._connection)
+            self._connection = None  # results that were under way are lost with the queue
             time.sleep(min(timeout, 0.1))
 
     def _connected(self) -> Any:
@@ -148,7 +149,7 @@ class RpcBackend(ResultBackend):
             )
             consumer.consume()
         except BaseException:
-            _close_quietly(connection)
+            drop(connection)
             raise
         return connection
 
@@ -166,9 +167,3 @@ class RpcBackend(ResultBackend):
         self._records.move_to_end(record.task_id)
         while len(self._records) > KEPT:
             self._records.popitem(last=False)
-
-
-def _close_quietly(connection: kombu.Connection) -> None:
-    # Left to the collector, a socket of a lost connection stays open until that runs.
-    with contextlib.suppress(Exception):  # it may be broken already
-        connection.release()

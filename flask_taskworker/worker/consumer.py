@@ -21,6 +21,7 @@ from .. import clock, signals
 from ..broker import (
     broker_connection,
     capabilities_of,
+    drop,
     is_hopeless,
     recoverable_errors,
     wait_for_messages,
@@ -146,6 +147,7 @@ class Consumer:
             errors = recoverable_errors(connection)
             try:
                 self._consume(connection)
+                _close_quietly(connection)
             except errors as exc:
                 worked = worked or self._proven
                 if is_hopeless(exc) and not worked:
@@ -160,7 +162,7 @@ class Consumer:
                 log.exception("the broker connection failed in an unexpected way; starting it anew")
                 self._pause(RECONNECT_PAUSES[-1])
             finally:
-                _close_quietly(connection)
+                drop(connection)
         self._tell_of_stop()
         self._wait_for_runs()
 

@@ -53,6 +53,8 @@ class Forwarder:
         self._target = (host, port)
         self.port = closed_port()
         self._listener: socket.socket | None = None
+        self._flows = threading.Event()
+        self._flows.set()
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
 
@@ -60,6 +62,10 @@ class Forwarder:
         """Let connections through from now on."""
         self._listener = socket.create_server(("127.0.0.1", self.port), backlog=128)
         self._start(self._accept)
+
+    def freeze(self) -> None:
+        """Pass nothing on any more; who is connected, or connects, hears nothing."""
+        self._flows.clear()
 
     def _start(self, target: object, *arguments: object) -> None:
         thread = threading.Thread(target=target, args=arguments, daemon=True)  # type: ignore[arg-type]
@@ -76,10 +82,10 @@ class Forwarder:
                 self._start(self._copy, near, far)
                 self._start(self._copy, far, near)
 
-    @staticmethod
-    def _copy(source: socket.socket, target: socket.socket) -> None:
+    def _copy(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
+                self._flows.wait()
                 target.sendall(data)
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_WR)
@@ -88,6 +94,7 @@ class Forwarder:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        self._flows.set()
         for sock in [*filter(None, [self._listener]), *self._sockets]:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)

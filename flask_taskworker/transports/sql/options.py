@@ -27,6 +27,8 @@ class Options:
     busy_timeout: float = 15.0
     #: How long to wait for a database server to answer a connection.
     connect_timeout: float = 4.0
+    #: How long a statement may take before the server counts as gone; waiting for a lock is extra.
+    answer_timeout: float = 15.0
     #: Deliveries without a settlement after which a message becomes a dead letter; 0: never.
     max_deliveries: int = 5
     #: Create missing tables; False for roles that may not.

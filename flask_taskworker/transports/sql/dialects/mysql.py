@@ -46,6 +46,7 @@ class MySQLDialect(Dialect):
         super().__init__(url, names)
         #: The longest statement the server takes, in bytes; 0 before the first connection.
         self._packet = 0
+        self._is_pymysql = url.get_driver_name() == "pymysql"
         # Candidates are read from a snapshot and then locked by primary key: a locking scan
         # of the index would walk over every deleted entry that is not purged yet. A short
         # table would be read as a whole, in its own order, were the index not forced.
@@ -76,16 +77,20 @@ class MySQLDialect(Dialect):
     # -- connections ----------------------------------------------------------------------
 
     def connect_args(self, options: Options) -> dict[str, Any]:
-        patience = math.ceil(options.busy_timeout) + 15
+        connecting = max(1, math.ceil(options.connect_timeout))
+        self._patience = options.busy_timeout + options.answer_timeout
         return {
-            "connect_timeout": max(1, math.ceil(options.connect_timeout)),
-            "read_timeout": patience,
-            "write_timeout": patience,
+            "connect_timeout": connecting,
+            # In PyMySQL it is the limit for the greeting, too: prepare() raises it.
+            "read_timeout": connecting if self._is_pymysql else math.ceil(self._patience),
+            "write_timeout": math.ceil(self._patience),
             "charset": "utf8mb4",
             "client_flag": _MULTI_STATEMENTS,
         }
 
     def prepare(self, raw: Any, durable: bool, busy_timeout: float) -> None:
+        if self._is_pymysql:
+            raw._read_timeout = self._patience  # it has no public way
         raw.autocommit(True)
         with raw.cursor() as cursor:
             # Under REPEATABLE READ, updates of ranges lock gaps against every publisher.

@@ -81,7 +81,8 @@ class PostgreSQLDialect(Dialect):
             "keepalives_idle": 10,
             "keepalives_interval": 5,
             "keepalives_count": 3,
-            "tcp_user_timeout": 30_000,
+            # What is not even received in this time is not going to be.
+            "tcp_user_timeout": math.ceil(1000 * (options.busy_timeout + options.answer_timeout)),
             "application_name": "flask-taskworker",
         }
 
