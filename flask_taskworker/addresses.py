@@ -85,6 +85,9 @@ class Addresses:
             return
         name, variant = urls.broker_scheme(scheme)
         urls.require(name)
+        if name in ("redis", "rediss") and not variant:
+            for _, _, rest in parts:
+                urls.check_redis(rest)
         self.engine = urls.ENGINE_OF_SCHEME.get(name, name)
         self.broker_url = ";".join(f"{name}{variant}://{rest}" for _, _, rest in parts)
 
@@ -172,6 +175,7 @@ class Addresses:
             self.result_backend = SQL_PREFIX + database_url(url, self.instance_path)
         elif scheme in ("redis", "rediss"):
             urls.require(scheme)
+            urls.check_redis(url.partition("://")[2])
             self.result_backend = url if "://" in url else urls.LOCAL_BROKERS["redis"]
         elif scheme == "rpc":
             self.result_backend = "rpc://"

@@ -179,9 +179,21 @@ def _unavailable(config: Config, exc: BaseException) -> BrokerUnavailableError:
     hint = "Is it running? Without TASKER_BROKER_URL the built-in SQLite broker needs no server."
     if config.broker_url.startswith("taskworker+"):
         hint = "The task was not queued."
+    elif _was_refused(exc):
+        hint = "The server answers, but not to this address: check TASKER_BROKER_URL."
     return BrokerUnavailableError(
         f"broker {mask_url(config.broker_url)} cannot be used: {cause}. {hint}"
     )
+
+
+def _was_refused(exc: BaseException) -> bool:
+    """Whether a server said no: to the login, say, or to a virtual host that it does not have."""
+    told: BaseException | None = exc
+    while told is not None:
+        if getattr(told, "reply_code", None) in (403, 530) or "AUTH" in type(told).__name__.upper():
+            return True
+        told = told.__cause__
+    return False
 
 
 class _Sender:

@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 import traceback
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
@@ -94,8 +95,11 @@ def _import(name: str) -> tuple[ModuleType, str]:
 
 
 def _similar_files(name: str) -> str:
-    modules = [f[:-3] for f in os.listdir() if f.endswith(".py")]
-    close = difflib.get_close_matches(name, modules, n=1)
+    return _similar(name, [f[:-3] for f in os.listdir() if f.endswith(".py")])
+
+
+def _similar(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
     return f". Did you mean {close[0]!r}?" if close else ""
 
 
@@ -103,7 +107,9 @@ def _from_attribute(module: ModuleType, path: str) -> TaskApp:
     found: Any = module
     for name in path.split("."):
         if not hasattr(found, name):
-            raise ConfigurationError(f"module {module.__name__!r} has no {path!r}")
+            raise ConfigurationError(
+                f"module {module.__name__!r} has no {path!r}{_similar(name, dir(found))}"
+            )
         found = getattr(found, name)
     if isinstance(found, ModuleType):
         return _from_module(found)

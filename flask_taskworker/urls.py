@@ -119,6 +119,10 @@ def installed(module: str) -> bool:
 # -- names --------------------------------------------------------------------------------
 
 
+#: Packages of modules that are not named after them.
+_PACKAGES = {"MySQLdb": "mysqlclient", "mysql.connector": "mysql-connector-python"}
+
+
 class _Database(NamedTuple):
     family: str  # the name of the extra, too
     title: str
@@ -264,6 +268,13 @@ def require(name: str) -> None:
         )
 
 
+def check_redis(rest: str) -> None:
+    """Refuse what stands behind ``redis://`` if it names a database that is no number."""
+    path = rest.rpartition("@")[2].partition("?")[0].partition("/")[2].strip("/")
+    if path and not path.isdecimal():
+        raise Refused(f"a Redis database is a number: end the address with '/0', not '/{path}'")
+
+
 # -- database addresses -------------------------------------------------------------------
 
 
@@ -342,8 +353,9 @@ def pick_driver(database: _Database, wanted: str) -> str:
     if wanted:
         module = database.drivers.get(wanted)
         if module and not installed(module):
+            package = _PACKAGES.get(module, module)
             raise NotInstalled(
-                f"the driver {wanted} is not installed: pip install {module.partition('.')[0]}, "
+                f"the driver {wanted} is not installed: pip install {package}, "
                 f'or leave it out and pip install "flask-taskworker[{database.family}]"'
             )
         return wanted

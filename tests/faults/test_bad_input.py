@@ -198,6 +198,23 @@ def test_sending_ends_in_time_when_the_broker_falls_silent(
         room.close()
 
 
+@pytest.mark.parametrize("wrong", ["login", "virtual host"])
+def test_a_broker_that_refuses_us_is_not_taken_for_one_that_is_down(
+    wrong: str, amqp_url: str, tmp_path: Path
+) -> None:
+    url = urlsplit(amqp_url)
+    if wrong == "login":
+        url = url._replace(netloc=f"nobody:hush@{url.netloc.rpartition('@')[2]}")
+    else:
+        url = url._replace(path="/nowhere")
+    room = tasks_on(url.geturl(), tmp_path)
+    with pytest.raises(BrokerUnavailableError, match="check TASKER_BROKER_URL") as caught:
+        room.add.delay(1)
+    assert "hush" not in str(caught.value)
+    assert "Is it running" not in str(caught.value)
+    room.close()
+
+
 def test_many_requests_without_a_broker_all_end_in_time(bad_broker: str, tmp_path: Path) -> None:
     room = tasks_on(bad_broker, tmp_path, TASKER_PUBLISH_TIMEOUT=2)
     answers: list[tuple[float, BaseException | None]] = []

@@ -443,6 +443,12 @@ def test_an_engine_that_cannot_be_used_is_explained(written: str, problem: str) 
             "installed: pip install psycopg2, or leave it out and "
             'pip install "flask-taskworker[postgresql]"',
         ),
+        (
+            {"TASKER_DATABASE_URI": "mysql+mysqldb://h/d"},
+            "TASKER_DATABASE_URI is 'mysql+mysqldb://h/d' but the driver mysqldb is not "
+            "installed: pip install mysqlclient, or leave it out and "
+            'pip install "flask-taskworker[mysql]"',
+        ),
     ],
 )
 @pytest.mark.usefixtures("modules")
@@ -527,6 +533,8 @@ def test_the_broker_url_wins_over_engine_and_driver(written: Any, engine: str, b
         ("reddis://h", "no broker is known as 'reddis': use amqp, redis, "),
         ("http://h", "no broker is known as 'http'"),
         ("kombu://h", "no broker is known as 'kombu'"),
+        ("redis://u:p/1@h/shop", "a Redis database is a number: end the address with '/0', not"),
+        ("redis://h/0;redis://h/x?y=1", "end the address with '/0', not '/x'"),
         ("amqp://a;redis://b", "must name brokers of one kind only"),
         ("amqp://u:a;b@h", "a ';' inside an address would end it: write %3B in its place"),
         ("sqlite://", "a database in memory is not shared between connections"),
@@ -776,6 +784,7 @@ def test_a_result_backend_may_be_named(written: Any, used: str | None) -> None:
     [
         ("mongodb://h", "must be the URL of a database, 'redis://...'"),
         ("rcp://", "'cache+memory://' or 'disabled'. Did you mean 'rpc'?"),
+        ("redis://h/shop", "a Redis database is a number"),
         ("sqlite://", "names no file: use 'sqlite:///results.db' or 'cache+memory://'"),
     ],
 )

@@ -112,6 +112,7 @@ BROKEN = "import flask\n\n\nraise RuntimeError('the database is missing')\n"
         ("tw_found:worker", "module 'tw_found' has no 'worker'"),
         ("tw_found:holder.outer", "module 'tw_found' has no 'holder.outer'"),
         ("tw_found.nothing", "module 'tw_found' has no 'nothing'"),
+        ("tw_found:holdr", "module 'tw_found' has no 'holdr'. Did you mean 'holder'?"),
         ("tw_broken", "importing 'tw_broken' failed at {folder}/tw_broken.py:4: RuntimeError: the"),
         (
             "tw_needs",
