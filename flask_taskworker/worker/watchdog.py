@@ -65,10 +65,11 @@ class Watchdog:
                 continue
             forgiven = now  # what comes now may take its time
             stack = "".join(traceback.format_stack(sys._current_frames().get(ident)))
-            freed = consumer.connection is not None and interrupt(consumer.connection)
             log.error(
-                "the worker's loop has stood still for %.0f s; %s. It is at:\n%s",
+                "the worker's loop has stood still for %.0f s; its connection to the broker is "
+                "cut. It is at:\n%s",
                 still,
-                "its connection to the broker is cut" if freed else "nothing can be done from here",
                 stack,
             )
+            if consumer.connection is None or not interrupt(consumer.connection):
+                log.error("there is no connection to cut: nothing can be done from here")

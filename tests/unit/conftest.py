@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from flask_taskworker import failpoints
-from support import AppRoom, FakeClock, make_task_app
+from support import AppRoom, Bench, FakeClock, make_task_app
 
 
 @pytest.fixture
@@ -20,6 +20,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
 def room() -> AppRoom:
     """A Flask app with its task worker; what it publishes is recorded."""
     return make_task_app()
+
+
+@pytest.fixture
+def bench(room: AppRoom) -> Bench:
+    """Runs functions as tasks of that app."""
+    return Bench(room)
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ import pytest
 from flask import current_app, g, has_app_context, has_request_context
 
 from flask_taskworker import (
-    AsyncResult,
     Ignore,
     MaxRetriesExceededError,
     Reject,
@@ -33,50 +32,12 @@ from flask_taskworker.exceptions import (
     TaskRevokedError,
     UnknownTaskError,
 )
-from flask_taskworker.worker.delivery import Outcome, Settlement
+from flask_taskworker.worker.delivery import Settlement
 from flask_taskworker.worker.eager import run_eagerly
 from flask_taskworker.worker.executor import Executor
-from support import AppRoom, FakeClock, deliver, make_task_app
+from support import Bench, FakeClock, deliver, make_task_app
 
 ACKNOWLEDGE, REQUEUE, DEAD_LETTER = Settlement
-
-
-class Bench:
-    """An app with an executor; runs functions as tasks."""
-
-    def __init__(self, room: AppRoom) -> None:
-        self.app, self.task_worker, self.task_app, self.publisher = room
-        self.executor = Executor(self.task_app, "worker@test")
-
-    def task(self, function: Callable[..., Any], **options: Any) -> Task[..., Any]:
-        options = {"name": f"t.{function.__name__}", "max_retries": 3, **options}
-        task: Task[..., Any] = self.task_worker.define_task(**options)(function)
-        return task
-
-    def run(self, function: Any, *args: Any, **fields: Any) -> Outcome:
-        """Run a function, or a task, once; the message has these fields."""
-        task = function if isinstance(function, (Task, str)) else self.task(function)
-        self.delivery = deliver(task, *args, **fields)
-        return self.executor.run(self.delivery)
-
-    @property
-    def record(self) -> TaskRecord | None:
-        """What is stored about the last run."""
-        return self.task_app.backend.fetch(self.delivery.message.id)
-
-    @property
-    def handle(self) -> AsyncResult[Any]:
-        return self.task_app.result(self.delivery.message.id)
-
-    def stored(self) -> tuple[str, Any]:
-        record = self.record
-        assert record is not None
-        return record.status, record.result
-
-
-@pytest.fixture
-def bench(room: AppRoom) -> Bench:
-    return Bench(room)
 
 
 # -- outcomes -----------------------------------------------------------------------------
