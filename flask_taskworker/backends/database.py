@@ -6,11 +6,12 @@ acknowledges the message: "done" and "acknowledged" cannot disagree.
 
 from __future__ import annotations
 
+import logging
 import select
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Column, Double, Index, LargeBinary, MetaData, String, Table, Text
 from sqlalchemy.dialects import mysql
@@ -30,12 +31,18 @@ if TYPE_CHECKING:
     from ..transports.sql.doorbell import Slot
     from ..transports.sql.engine import Database
 
+log = logging.getLogger("flask_taskworker")
+
+T = TypeVar("T")
+
 #: How long a statement waits for a lock. Seconds.
 BUSY_TIMEOUT = 5.0
 #: The longest sleep of a waiting client that is woken by the doorbell. Seconds.
 LONGEST_SLEEP = 1.0
 #: First and longest pause of a client that nobody can wake.
 FIRST_POLL, LONGEST_POLL = 0.002, 0.1
+#: How long a waiting client pauses while the database is away. Seconds.
+AWAY_PAUSE = 0.5
 #: How many expired results are deleted at once.
 CLEANUP_ROWS = 1000
 
@@ -84,13 +91,16 @@ class DatabaseBackend(ResultBackend):
 
     def store(self, record: TaskRecord) -> None:
         sql, values = self.statement(record.done_now())
-        with self._connections.lent() as connection:
+
+        def run(connection: HeldConnection) -> None:
             connection.execute(sql, values)
             connection.database.doorbell.ring(RESULTS)
 
+        self._run(run)
+
     def fetch(self, task_id: str) -> TaskRecord | None:
-        with self._connections.lent() as connection:
-            row = connection.execute(self._sql().fetch, (task_id,)).fetchone()
+        sql = self._sql().fetch
+        row = self._run(lambda connection: connection.execute(sql, (task_id,)).fetchone())
         return None if row is None else self._read(row)
 
     def wait(self, task_id: str, timeout: float | None = None) -> TaskRecord:
@@ -98,20 +108,26 @@ class DatabaseBackend(ResultBackend):
         record = self._fetch_ready(task_id)
         if record is not None:
             return record
+        away = False
         with _Sleeper(self._database()) as sleeper:
             while True:
                 sleeper.arm()
-                record = self._fetch_ready(task_id)
+                try:
+                    record, away = self._fetch_ready(task_id), False
+                except DatabaseUnavailableError as exc:  # it may be back before the time is over
+                    if not away:
+                        log.warning("the result of %s cannot be read now: %s", task_id, exc)
+                    away = True
                 if record is not None:
                     return record
                 left = None if deadline is None else deadline - clock.monotonic()
                 if left is not None and left <= 0:
                     raise timed_out(task_id, timeout)
-                sleeper.sleep(left)
+                sleeper.sleep(left, at_least=AWAY_PAUSE if away else 0.0)
 
     def forget(self, task_id: str) -> None:
-        with self._connections.lent() as connection:
-            connection.execute(self._sql().forget, (task_id,))
+        sql = self._sql().forget
+        self._run(lambda connection: connection.execute(sql, (task_id,)))
 
     def cleanup(self) -> int:
         expires = self.config.result_expires
@@ -146,6 +162,23 @@ class DatabaseBackend(ResultBackend):
             group_id=group_id,
             parent_id=parent_id,
         )
+
+    def _run(self, work: Callable[[HeldConnection], T]) -> T:
+        """Do something that may be done twice; once more if an idle connection was lost."""
+        connection = self._connections.take()
+        try:
+            done = work(connection)
+        except BaseException as exc:
+            lost = isinstance(exc, DatabaseUnavailableError) and not connection.usable
+            self._connections.discard(connection)
+            if not lost:
+                raise
+        else:
+            self._connections.give_back(connection)
+            return done
+        self._connections.close()  # the idle ones were lost with it
+        with self._connections.lent() as connection:
+            return work(connection)
 
     # -- the database ---------------------------------------------------------------------
 
@@ -195,7 +228,7 @@ class _Prepared:
         if self.table_exists or not database.options.create_tables:
             return
         dialect = database.engine.dialect
-        with database.dialect.schema_lock(connection):
+        with connection.lasting(), database.dialect.schema_lock(connection):
             connection.execute(
                 str(CreateTable(self.table, if_not_exists=True).compile(dialect=dialect))
             )
@@ -277,10 +310,11 @@ class _Sleeper:
             self._slot.drain()
             self._slot.arm()
 
-    def sleep(self, left: float | None) -> None:
+    def sleep(self, left: float | None, at_least: float = 0.0) -> None:
         pause = self._longest
         if self._longest == LONGEST_POLL:
             pause, self._pause = self._pause, min(self._pause * 2, LONGEST_POLL)
+        pause = max(pause, at_least)
         if left is not None:
             pause = min(pause, left)
         select.select([self._slot] if self._slot is not None else [], [], [], pause)

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .. import clock, failpoints, retries, signals, states
 from ..backends.base import TaskRecord
@@ -49,6 +49,7 @@ STORE_PATIENCE = 600.0
 #: An exception that says more than this is logged as text, cut to a bounded length.
 LOGGED_TEXT = 10_000
 _NOTHING = object()
+T = TypeVar("T")
 #: Our own frames at the top of a traceback tell a task's author nothing.
 _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
@@ -363,19 +364,22 @@ class Executor:
 
     def _store_record(self, outcome: Outcome, record: TaskRecord, at_once: bool) -> Outcome:
         if self.stores_with_settlement and not at_once:
-            return outcome._replace(record=record, statement=self.backend.statement(record))
+            # It may have to look at the database once.
+            statement = self._patiently(lambda: self.backend.statement(record), record)
+            return outcome._replace(record=record, statement=statement)
         failpoints.hit("before_result")
-        self._persist(record)
+        self._patiently(lambda: self.backend.store(record), record)
         failpoints.hit("after_result")
         return outcome._replace(record=None)
 
-    def _persist(self, record: TaskRecord) -> None:
-        backend, pause = self.backend, 0.1
+    def _patiently(self, step: Callable[[], T], record: TaskRecord) -> T:
+        """Do a step that needs the store, again and again while that is away."""
+        pause = 0.1
         deadline = clock.monotonic() + STORE_PATIENCE
         while True:
             try:
-                return backend.store(record)
-            except backend.transient_errors as exc:
+                return step()
+            except self.backend.transient_errors as exc:
                 if clock.monotonic() + pause > deadline or self._closing.wait(pause):
                     raise
                 log.warning("result of %s is not stored yet: %s", record.task_id, exc)

@@ -7,7 +7,7 @@ straight to the driver, because a publish costs little more than its INSERT.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ... import clock
@@ -176,6 +176,17 @@ class HeldConnection:
             self._dialect.set_durable(self, durable)
             self.durable = durable
 
+    @contextlib.contextmanager
+    def lasting(self) -> Iterator[None]:
+        """Have what is committed inside reach the disk: a table that is made must stay."""
+        before = self.durable
+        self.set_durable(True)
+        try:
+            yield
+        finally:
+            if self.usable:
+                self.set_durable(before)
+
     def close(self) -> None:
         """Close it. Safe to call again, and in a forked child, where it does nothing."""
         if self.usable:
@@ -205,6 +216,7 @@ class HeldConnection:
     def _give_up(self, exc: Exception) -> None:
         if self._dialect.is_lost(self.raw, exc):
             self.close()
+            self.database.janitor.lost_touch()
             raise DatabaseUnavailableError(
                 f"the connection to {self.database.label} was lost: {_text(exc)}"
             ) from exc

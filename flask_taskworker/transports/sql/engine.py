@@ -120,12 +120,17 @@ class Database:
         :raises DatabaseUnavailableError: if the server does not answer, or the like.
         :raises DatabaseUnusableError: if waiting does not help.
         """
-        connection = self._open(durable, busy_timeout)
+        try:
+            connection = self._open(durable, busy_timeout)
+        except DatabaseUnavailableError:
+            self.janitor.lost_touch()
+            raise
         if not self._ready:
             try:
                 with self._setup:
                     if not self._ready:
-                        creation.ensure_tables(self, connection)
+                        with connection.lasting():
+                            creation.ensure_tables(self, connection)
                         self._ready = True
             except BaseException:
                 connection.close()

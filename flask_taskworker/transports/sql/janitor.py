@@ -38,6 +38,7 @@ class Janitor:
         # Consumer -> (its last sign of life, when we first saw exactly that one).
         self._watched: dict[int, tuple[float, float]] = {}
         self._free_since: dict[int, float] = {}
+        self._lost_touch_at = -math.inf
         # The clock that queues expire by against the steady one, and when that changed.
         self._clock_gap: float | None = None
         self._jumped_at = -math.inf
@@ -67,6 +68,11 @@ class Janitor:
             return found
         finally:
             self._busy.release()
+
+    def lost_touch(self) -> None:
+        """The database could not be reached: meanwhile no peer could show that it lives."""
+        self._lost_touch_at = clock.monotonic()
+        self._watched, self._free_since = {}, {}
 
     def promote(self, connection: HeldConnection) -> int:
         """Make delayed messages ready whose time has come.
@@ -129,11 +135,13 @@ class Janitor:
         # Judged by our own steady clock: no clock of any host has to be right.
         if now - since >= self._database.options.lease:
             return True
-        if peer.alive is not False:
+        if self._database.dialect.free_lock_is_proof and peer.alive is False:
+            return True
+        # A server that was away has forgotten every lock, also those of peers that live.
+        away = now - self._lost_touch_at < self._database.options.lease
+        if peer.alive is not False or away:
             self._free_since.pop(peer.id, None)
             return False
-        if self._database.dialect.free_lock_is_proof:
-            return True
         # A server's lock is also free while its holder reconnects.
         return now - self._free_since.setdefault(peer.id, now) >= _REAP
 

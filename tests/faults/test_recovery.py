@@ -1,0 +1,129 @@
+"""A broker or a database that goes away and comes back: runs go on, and their results are kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from flask_taskworker.transports.sql.engine import database_for
+from support import wait_until
+from support.room import PATIENCE, Room
+from support.servers import OwnPostgreSQL, running
+from support.sockets import Proxy
+
+pytestmark = [pytest.mark.services, pytest.mark.timeout(180)]
+
+LEASE = 2.0
+
+
+@pytest.fixture
+def server() -> Iterator[OwnPostgreSQL]:
+    with running(OwnPostgreSQL) as server:
+        assert isinstance(server, OwnPostgreSQL)
+        yield server
+        database_for(server.url).dispose()
+
+
+def room(folder: Path, queue: str, broker: str, results: str, **more: Any) -> Room:
+    settings = {
+        "TASKER_BROKER_URL": broker,
+        "TASKER_RESULT_BACKEND": results,
+        "TASKER_LEASE": LEASE,
+        **more,
+    }
+    return Room(settings, folder, queue)
+
+
+def wait_for_the_disk() -> None:
+    """Claims are written without waiting for the disk: losing one means only that it runs again."""
+    time.sleep(1.0)
+
+
+def get(handle: Any) -> Any:
+    return handle.get(timeout=60)
+
+
+def test_runs_go_on_while_the_database_is_away_and_settle_when_it_is_back(
+    server: OwnPostgreSQL, tmp_path: Path, unique: str
+) -> None:
+    """Messages and results in one database; it is away for longer than the lease."""
+    lab = room(tmp_path, unique, f"taskworker+{server.url}", server.url)
+    handles = [lab.wait.delay(number) for number in range(4)]
+    with lab.worker(concurrency=4), lab.worker(concurrency=4):
+        lab.wait_for_starts("wait", 4)
+        wait_for_the_disk()
+        server.crash()
+        lab.gate.set()  # they end while nobody can store it
+        time.sleep(2 * LEASE)
+        server.start()
+        assert [get(handle) for handle in handles] == [0, 1, 2, 3]
+        assert get(lab.note.delay("after")) == "after"
+    assert sorted(lab.starts("wait")) == [0, 1, 2, 3], "each ran once"
+    lab.close()
+
+
+def test_tasks_that_outlast_the_absence_run_once(
+    server: OwnPostgreSQL, tmp_path: Path, unique: str
+) -> None:
+    lab = room(tmp_path, unique, f"taskworker+{server.url}", server.url)
+    handles = [lab.wait.delay(number) for number in range(4)]
+    with lab.worker(concurrency=4), lab.worker(concurrency=4):
+        lab.wait_for_starts("wait", 4)
+        wait_for_the_disk()
+        server.crash()
+        time.sleep(2 * LEASE)
+        server.start()
+        assert get(lab.note.delay("between")) == "between"
+        time.sleep(1.5 * LEASE)  # time for a peer to take what it thinks is a dead worker's
+        lab.gate.set()
+        assert [get(handle) for handle in handles] == [0, 1, 2, 3]
+    assert sorted(lab.starts("wait")) == [0, 1, 2, 3]
+    lab.close()
+
+
+def test_results_are_kept_while_their_store_is_away(
+    server: OwnPostgreSQL, tmp_path: Path, unique: str
+) -> None:
+    """The queue is elsewhere and works all the time."""
+    queue = f"taskworker+sqlite:///{tmp_path / 'queue.db'}"
+    lab = room(tmp_path, unique, queue, server.url)
+    handles = [lab.wait.delay(number) for number in range(4)]
+    with lab.worker(concurrency=4):
+        lab.wait_for_starts("wait", 4)
+        server.crash()
+        lab.gate.set()
+        time.sleep(2 * LEASE)
+        server.start()
+        assert [get(handle) for handle in handles] == [0, 1, 2, 3]
+    assert sorted(lab.starts("wait")) == [0, 1, 2, 3]
+    lab.close()
+
+
+@pytest.mark.parametrize("ends", ["before it comes back", "after it came back"])
+def test_a_run_that_outlives_its_connection_is_not_run_again(
+    ends: str, amqp_url: str, tmp_path: Path, unique: str
+) -> None:
+    address = urlsplit(amqp_url)
+    with Proxy(address.hostname or "", address.port or 5672) as proxy:
+        through = amqp_url.replace(f":{address.port or 5672}/", f":{proxy.port}/")
+        lab = room(tmp_path, unique, through, f"sqlite:///{tmp_path / 'results.db'}")
+        handles = [lab.wait.delay(number) for number in range(3)]
+        with lab.worker(concurrency=4) as worker:
+            lab.wait_for_starts("wait", 3)
+            epoch = worker.consumer._epoch
+            if ends.startswith("before"):
+                lab.gate.set()
+            proxy.cut()
+            wait_until(lambda: worker.consumer._epoch > epoch, "it reconnects", PATIENCE)
+            assert get(lab.note.delay("after")) == "after"
+            lab.gate.set()
+            assert sorted(get(handle) for handle in handles) == [0, 1, 2]
+            wait_until(lambda: not worker.consumer._unsettled, "all is settled", PATIENCE)
+        assert sorted(lab.starts("wait")) == [0, 1, 2], "each ran once"
+        assert lab.task_app.publisher.queue_size(unique) == 0
+        lab.close()
