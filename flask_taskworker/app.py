@@ -101,8 +101,39 @@ class TaskApp:
         # Celery always sends an address; without one it would take ours for a broken message.
         return queue.name if queue is not None else self._oid
 
+    def send_by_name(
+        self,
+        name: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: CallOptions,
+    ) -> AsyncResult[Any]:
+        """Queue a call of a task by its name; another program may be the one that defines it.
+
+        Raises what :meth:`Task.apply_async <flask_taskworker.task.Task.apply_async>` raises.
+        The arguments of a task that is not registered here cannot be checked.
+        """
+        from .task import Task
+
+        task = self.registry.get(name)
+        if task is None:
+            task = Task(_defined_elsewhere, lambda: self, options={"name": name})
+        result: AsyncResult[Any] = task.apply_async(args, kwargs, **options)
+        return result
+
+    def reconfigure(self, config: Config) -> None:
+        """Use other settings from now on; connections that are open are closed."""
+        self.close()
+        for part in ("publisher", "backend"):
+            self.__dict__.pop(part, None)
+        self.config = config
+
     def close(self) -> None:
         """Close the connections of this process."""
         for part in ("publisher", "backend"):
             if part in self.__dict__:
                 self.__dict__[part].close()
+
+
+def _defined_elsewhere(*args: Any, **kwargs: Any) -> None:
+    raise NotImplementedError("this task is defined in another program")

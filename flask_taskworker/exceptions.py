@@ -102,6 +102,10 @@ class BrokerUnavailableError(BrokerError, ConnectionError):
     wire_name = "OperationalError"
 
 
+class UnsupportedByBrokerError(BrokerError):
+    """The broker has no way to do what was asked for."""
+
+
 class LeaseLostError(BrokerError):
     """A message was settled by a consumer that no longer owns it.
 

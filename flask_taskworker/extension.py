@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -353,6 +353,31 @@ class BlockingTaskWorker(BaseTaskWorker):
 
 def _is_task_class(value: object) -> TypeGuard[type[Task[..., Any]]]:
     return isinstance(value, type) and issubclass(value, Task)
+
+
+def flask_app_of(task_app: TaskApp) -> Flask:
+    """The Flask app that a :class:`~flask_taskworker.app.TaskApp` belongs to."""
+    with task_app.execution_context(False):
+        return current_app._get_current_object()  # type: ignore[attr-defined,no-any-return]
+
+
+def override(task_app: TaskApp, settings: Mapping[str, object]) -> None:
+    """Change settings of an app that is set up already, as the command line may.
+
+    :param settings: ``TASKER_*`` keys; they are written into ``app.config`` as well.
+    :raises ConfigurationError: naming every fault there is; then nothing is changed.
+    """
+    if not settings:
+        return
+    app = flask_app_of(task_app)
+    config = Config.from_mapping(
+        {**app.config, **settings},
+        debug=app.debug,
+        instance_path=app.instance_path,
+        testing=app.testing,
+    )
+    app.config.update(settings)
+    task_app.reconfigure(config)
 
 
 def _make_instance_folder(app: Flask, config: Config) -> None:

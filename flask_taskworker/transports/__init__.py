@@ -25,7 +25,8 @@ class Capabilities:
     delayed: bool = False
     #: ``channel.requeue(tag, delay=seconds, count_delivery=False)`` sends one back for a time.
     delayed_requeue: bool = False
-    #: ``channel.dead_letter(tag, reason)`` keeps a message aside, visible and replayable.
+    #: ``channel.dead_letter(tag, reason)`` keeps a message aside, and
+    #: ``channel.dead_letters()`` finds it again; see :mod:`flask_taskworker.dead_letters`.
     dead_letter: bool = False
     #: ``channel.settle_with(tag, statements, ring)`` stores a result together with the
     #: acknowledgement, in one transaction.
@@ -36,6 +37,12 @@ class Capabilities:
     wake: bool = False
     #: Fanout exchanges reach other processes.
     fanout: bool = False
+    #: ``channel.pause_queue(queue, paused)`` stops handing out a queue's messages to anybody.
+    pause: bool = False
+    #: ``channel.queue_states()`` knows all queues and what is in them.
+    queue_states: bool = False
+    #: Declaring a queue says how many consume from it.
+    counts_consumers: bool = False
 
 
 #: kombu's own transports that count prefetched messages in this process only.
@@ -46,7 +53,8 @@ _VIRTUAL = frozenset(
         "azureservicebus", "pyro", "gcpubsub", "pgmq",
     }
 )  # fmt: skip
-_REAL = frozenset({"amqp", "amqps", "pyamqp", "librabbitmq", "qpid", "confluentkafka", "kafka"})
+_AMQP = frozenset({"amqp", "amqps", "pyamqp", "librabbitmq"})
+_REAL = _AMQP | {"qpid", "confluentkafka", "kafka"}
 
 
 def capabilities_of(connection: kombu.Connection) -> Capabilities:
@@ -60,7 +68,7 @@ def capabilities_of(connection: kombu.Connection) -> Capabilities:
     if name in _VIRTUAL:
         return Capabilities(cheap_prefetch=True)
     if name in _REAL:
-        return Capabilities()
+        return Capabilities(counts_consumers=name in _AMQP)
     declared = getattr(get_transport_cls(name), "capabilities", None)
     return declared if isinstance(declared, Capabilities) else Capabilities()
 

@@ -10,6 +10,7 @@ from ..backends.base import TaskRecord
 from ..backends.encoding import encode_exception
 from ..exceptions import InvalidMessageError
 from ..message import Unreadable, WireMessage
+from ..queues import DEAD_SUFFIX
 from .delivery import Delivery, Outcome, Settlement
 
 if TYPE_CHECKING:
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
     from ..broker import Capabilities
 
 log = logging.getLogger("flask_taskworker.worker")
-
-#: What is appended to a queue's name for its dead letters, where the broker keeps none.
-DEAD_SUFFIX = ".dead"
 
 
 class Settler:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from .. import signals
 from ..exceptions import ConfigurationError
+from ..queues import known_queues
 from .consumer import Consumer
 from .executor import Executor
+from .nodes import node_name
 from .os_signals import os_signals
 from .pool import Pool, SoloPool, ThreadPool
 from .rates import RateLimits
@@ -21,7 +22,7 @@ from .watchdog import Watchdog
 if TYPE_CHECKING:
     from ..app import TaskApp
 
-__all__ = ["POOLS", "PoolName", "Worker", "default_queues", "node_name", "os_signals"]
+__all__ = ["POOLS", "PoolName", "Worker", "os_signals"]
 
 log = logging.getLogger("flask_taskworker.worker")
 
@@ -57,7 +58,7 @@ class Worker:
         burst: bool = False,
     ) -> None:
         self.app = app
-        self.queues = list(queues) if queues else default_queues(app)
+        self.queues = list(queues) if queues else known_queues(app)
         self.hostname = node_name(hostname)
         self.ready = threading.Event()
         #: Whether the process is to start the same command again once the worker has ended.
@@ -155,18 +156,3 @@ class Worker:
             log.warning("expired results could not be deleted: %s", exc)
             more = False
         return CLEANUP_PAUSE if more else CLEANUP_INTERVAL
-
-
-def default_queues(app: TaskApp) -> list[str]:
-    """The default queue, and each queue that one of the app's tasks names."""
-    named = {task.options_.get("queue") for task in app.registry.values()}
-    return list(dict.fromkeys([app.config.default_queue, *sorted(filter(None, named))]))
-
-
-def node_name(template: str | None) -> str:
-    """A node name from a template such as ``mail@%h``."""
-    host = socket.gethostname()
-    name = template or "worker@%h"
-    if "@" not in name:
-        name += "@%h"
-    return name.replace("%h", host).replace("%n", host.split(".", 1)[0])

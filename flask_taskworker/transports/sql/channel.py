@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import routing
+from . import overview, routing
 from .batch import PublishBatch
 from .codec import checked_name, encode
 from .connection import HeldConnection
@@ -185,6 +185,16 @@ class Channel(Entities, Settling):
     def next_due(self) -> float | None:
         """When the next delayed message is due, in epoch seconds."""
         return self._consumption.next_due
+
+    # -- looking on -----------------------------------------------------------------------
+
+    def queue_states(self) -> list[overview.QueueState]:
+        """All queues that were not made for a process alone, and what is in them."""
+        return overview.queue_states(self.held())
+
+    def dead_letters(self) -> overview.DeadLetters:
+        """The messages that were set aside."""
+        return overview.DeadLetters(self.database)
 
     # -- the end --------------------------------------------------------------------------
 

@@ -59,6 +59,8 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         cheap_prefetch=True,
         wake=True,
         fanout=True,
+        pause=True,
+        queue_states=True,
     )
 
     def __init__(self, client: kombu.Connection, **kwargs: Any) -> None:
