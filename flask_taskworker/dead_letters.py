@@ -101,7 +101,9 @@ def _change(
     with broker(app) as connection:
         if capabilities_of(connection).dead_letter:
             store = connection.default_channel.dead_letters()
-            letters = [letter for letter in store.list(queue, _ALL) if _is_in(_kept(letter), wanted)]
+            letters = [
+                letter for letter in store.list(queue, _ALL) if _is_in(_kept(letter), wanted)
+            ]
             return int(getattr(store, verb)([letter.id for letter in letters], queue))
         count = 0
         for name in _queues(app, queue):
@@ -127,7 +129,7 @@ def _lying(connection: kombu.Connection, queue: str, limit: int) -> Iterator[Any
     if not _exists(connection, name):
         return
     channel = connection.channel()
-    seen = []
+    seen: list[Any] = []
     try:
         while len(seen) < limit:
             raw = channel.basic_get(name)

@@ -361,6 +361,24 @@ def flask_app_of(task_app: TaskApp) -> Flask:
         return current_app._get_current_object()  # type: ignore[attr-defined,no-any-return]
 
 
+def shell_names(task_app: TaskApp, *, with_tasks: bool = True) -> dict[str, Any]:
+    """What an interactive session finds: Flask's own names, ``task_worker`` and the tasks.
+
+    :param with_tasks: also each task under the last part of its name; a name that is
+        there already wins.
+    """
+    app = flask_app_of(task_app)
+    registry = task_app.registry
+    short = {name.rpartition(".")[2]: task for name, task in registry.items()}
+    return {
+        **(short if with_tasks else {}),
+        **app.make_shell_context(),
+        "app": app,
+        "task_worker": app.extensions[EXTENSION].extension,
+        "tasks": registry,
+    }
+
+
 def override(task_app: TaskApp, settings: Mapping[str, object]) -> None:
     """Change settings of an app that is set up already, as the command line may.
 

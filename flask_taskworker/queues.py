@@ -119,9 +119,7 @@ def broker(app: TaskApp) -> Iterator[kombu.Connection]:
             connection.release()
 
 
-def _counted(
-    connection: kombu.Connection, name: str, capabilities: Capabilities
-) -> QueueState:
+def _counted(connection: kombu.Connection, name: str, capabilities: Capabilities) -> QueueState:
     waiting, consumers = _declared(connection, name)
     dead, _ = _declared(connection, name + DEAD_SUFFIX)
     counted = consumers if capabilities.counts_consumers else None

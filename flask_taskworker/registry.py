@@ -42,7 +42,7 @@ class Registry(Mapping[str, "Task[..., Any]"]):
         try:
             return self._tasks[name]
         except KeyError:
-            raise UnknownTaskError(self._unknown(name)) from None
+            raise UnknownTaskError(self.explain_missing(name)) from None
 
     def get(self, name: str, default: Any = None) -> Any:
         return self._tasks.get(name, default)
@@ -53,7 +53,8 @@ class Registry(Mapping[str, "Task[..., Any]"]):
     def __len__(self) -> int:
         return len(self._tasks)
 
-    def _unknown(self, name: str) -> str:
+    def explain_missing(self, name: str) -> str:
+        """A sentence that says that a name is not registered, and which one may be meant."""
         close = difflib.get_close_matches(name, self._tasks, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         return f"task {name!r} is not registered.{hint} Tasks known: {len(self)}."
@@ -98,8 +99,14 @@ def _source(function: Callable[..., Any]) -> tuple[Any, ...]:
     return (os.path.abspath(code.co_filename), code.co_firstlineno, code.co_name)
 
 
-def _describe(function: Callable[..., Any]) -> str:
+def location(function: Callable[..., Any]) -> str | None:
+    """Where a function is written, as ``file:line``; None if it has no source."""
     code = getattr(inspect.unwrap(function), "__code__", None)
-    where = f" ({code.co_filename}:{code.co_firstlineno})" if code else ""
+    return f"{code.co_filename}:{code.co_firstlineno}" if code else None
+
+
+def _describe(function: Callable[..., Any]) -> str:
+    source = location(function)
+    where = f" ({source})" if source else ""
     name = getattr(function, "__qualname__", None)
     return f"{function.__module__}.{name}{where}" if name else repr(function)

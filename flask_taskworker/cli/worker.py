@@ -2,20 +2,94 @@
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from .. import __version__
 from ..config import mask_url
-from ..exceptions import ConfigurationError
-from .root import load_task_app, taskworker
+from ..exceptions import ConfigurationError, TaskWorkerError
+from .root import (
+    is_quiet,
+    load_task_app,
+    may_color,
+    note,
+    taskworker,
+    without_effect,
+)
 
 if TYPE_CHECKING:
+    from ..app import TaskApp
+    from ..worker.logs import Log
     from ..worker.supervisor import Worker
 
-LEVELS = ("debug", "info", "warning", "error", "critical")
+F = TypeVar("F", bound=Callable[..., Any])
+
+LEVELS = ("debug", "info", "warning", "error", "critical", "fatal")
+#: Pools by the names that Celery gives them.
+POOLS = {
+    "threads": "threads",
+    "solo": "solo",
+    "prefork": "processes",
+    "processes": "processes",
+    "gevent": "threads",
+    "eventlet": "threads",
+}
+
+#: Options of Celery's worker that change nothing here, whether they take a value, and why.
+NO_EFFECT = (
+    (("-S", "--statedb"), True, "what was revoked is kept elsewhere"),
+    (("-O", "--optimization"), True, "a task always goes to a free slot"),
+    (("--prefetch-multiplier",), True, "no more is fetched than can run"),
+    (("--disable-prefetch",), False, "no more is fetched than can run"),
+    (("--pool-start-method",), True, "the pool chooses the safe one"),
+    (("--without-gossip",), False, "workers do not gossip"),
+    (("--without-mingle",), False, "workers do not mingle"),
+    (("--without-heartbeat",), False, "heartbeats are part of the events, -E"),
+    (("--heartbeat-interval",), True, "heartbeats are part of the events, -E"),
+    (("--executable",), True, "-D starts the same Python"),
+    (("-B", "--beat"), False, "there is no scheduler yet: nothing periodic is sent"),
+    (("-s", "--schedule", "--schedule-filename"), True, "there is no scheduler yet"),
+    (("--scheduler",), True, "there is no scheduler yet"),
+)
+
+
+def _concurrency(ctx: click.Context, param: click.Parameter, value: str | None) -> int | str | None:
+    """A number of 1 or more, or ``auto``."""
+    if value is None or value == "auto":
+        return value
+    if not value.isdigit() or int(value) < 1:
+        raise click.BadParameter(f"{value!r} is neither a number of 1 or more nor 'auto'")
+    return int(value)
+
+
+def _autoscale(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> tuple[int, int] | None:
+    """Two numbers with a comma between, in either order; as (most, least)."""
+    if value is None:
+        return None
+    parts = value.split(",")
+    if len(parts) > 2 or not all(part.strip().isdigit() for part in parts):
+        raise click.BadParameter(f"{value!r} is not MOST,LEAST such as 10,3")
+    numbers = sorted((int(part) for part in parts), reverse=True)
+    return numbers[0], numbers[1] if len(numbers) > 1 else 0
+
+
+def _no_effect(command: F) -> F:
+    def take(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+        if value:
+            without_effect(ctx, param.opts[-1])
+
+    for names, takes_value, why in reversed(NO_EFFECT):
+        more: dict[str, Any] = {"metavar": "VALUE"} if takes_value else {"is_flag": True}
+        command = click.option(
+            *names, expose_value=False, callback=take, help=f"Celery's; no effect: {why}.", **more
+        )(command)
+    return command
 
 
 @taskworker.command()
@@ -30,66 +104,274 @@ LEVELS = ("debug", "info", "warning", "error", "critical")
 @click.option(
     "-c",
     "--concurrency",
-    type=click.IntRange(min=1),
-    help="How many tasks run at once. Default: TASKER_CONCURRENCY.",
+    callback=_concurrency,
+    metavar="NUMBER|auto",
+    help="How many tasks run at once; auto: as many as this process may use processors. "
+    "Default: TASKER_CONCURRENCY.",
+)
+@click.option(
+    "-P",
+    "--pool",
+    type=click.Choice([*POOLS, "custom"]),
+    help="Where tasks run. prefork is processes; gevent and eventlet are threads here.",
+)
+@click.option(
+    "-n",
+    "--hostname",
+    metavar="NAME",
+    help="Node name; %h is the host, %n its first part, %d its domain. Default: worker@%h",
 )
 @click.option(
     "-Q",
     "--queues",
     metavar="NAMES",
-    help="The queues to read, with commas between. Default: the default queue and those that "
-    "tasks name.",
+    help="The queues to read, with commas between. Default: the default queue and "
+    "those that tasks name.",
+)
+@click.option("-X", "--exclude-queues", metavar="NAMES", help="Queues not to read.")
+@click.option(
+    "-I", "--include", metavar="MODULES", help="Modules to import first, with commas between."
 )
 @click.option(
-    "-n", "--hostname", metavar="NAME", help="Node name; %h is the host. Default: worker@%h"
-)
-@click.option(
-    "-P",
-    "--pool",
-    type=click.Choice(("threads", "solo")),
-    default="threads",
-    show_default=True,
-    help="Where tasks run.",
+    "--purge",
+    "--discard",
+    "purge",
+    is_flag=True,
+    help="Delete what waits in the queues first. There is no way back.",
 )
 @click.option("--burst", is_flag=True, help="End when the queues are empty.")
-@click.option("-q", "--quiet", is_flag=True, help="No banner at the start.")
+@click.option(
+    "--reload",
+    "reloads",
+    is_flag=True,
+    help="Start anew when a source file changes, for development.",
+)
+@click.option(
+    "--drain-timeout",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="How long running tasks may take when the worker is stopped. "
+    "Default: TASKER_DRAIN_TIMEOUT.",
+)
+@click.option(
+    "-E", "--task-events", "--events", "events", is_flag=True, help="Send events, for monitors."
+)
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Longest run of a task; then its process is killed.",
+)
+@click.option(
+    "--soft-time-limit",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Longest run of a task; then SoftTimeLimitExceeded is raised in it.",
+)
+@click.option(
+    "--max-tasks-per-child",
+    type=click.IntRange(min=1),
+    metavar="NUMBER",
+    help="Replace a process after so many tasks.",
+)
+@click.option(
+    "--max-memory-per-child",
+    type=click.IntRange(min=1),
+    metavar="KIB",
+    help="Replace a process that has grown to so many KiB.",
+)
+@click.option(
+    "--autoscale",
+    callback=_autoscale,
+    metavar="MOST,LEAST",
+    help="Grow and shrink the pool between these sizes.",
+)
+@click.option(
+    "-f",
+    "--logfile",
+    metavar="PATTERN",
+    help="Log to a file; %n is the node's name, %h its host, %p both. Default: stderr",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Lines for people, or one JSON object a line.",
+)
+@click.option(
+    "--pidfile",
+    metavar="PATTERN",
+    help="Write the process id to this file; two workers cannot share one.",
+)
+@click.option("-D", "--detach", is_flag=True, help="Run in the background.")
+@click.option("--uid", metavar="USER", help="Become this user, a name or a number.")
+@click.option("--gid", metavar="GROUP", help="Become this group, a name or a number.")
+@click.option("--umask", metavar="OCTAL", help="The umask, such as 022.")
+@_no_effect
 @click.pass_context
 def worker(
     ctx: click.Context,
-    loglevel: str,
-    concurrency: int | None,
-    queues: str | None,
-    hostname: str | None,
-    pool: str,
-    burst: bool,
-    quiet: bool,
+    /,
+    uid: str | None,
+    gid: str | None,
+    umask: str | None,
+    reloads: bool,
+    drain_timeout: float | None,
+    include: str | None,
+    detach: bool,
+    **options: Any,
 ) -> None:
     """Run tasks until SIGINT or SIGTERM. The second signal stops at once."""
-    from ..worker.supervisor import POOLS, Worker, os_signals
+    from ..worker import daemon
 
-    task_app = load_task_app(ctx)
-    _log_to_stderr(loglevel)
-    process = Worker(
-        task_app,
-        queues=_names(queues),
-        concurrency=concurrency,
-        pool=next(name for name in POOLS if name == pool),
-        hostname=hostname,
-        burst=burst,
+    if umask:
+        daemon.set_umask(umask)
+    if uid or gid:
+        daemon.become(uid, gid)
+
+    def load() -> TaskApp:
+        task_app = load_task_app(ctx, TASKER_DRAIN_TIMEOUT=drain_timeout)
+        for module in _names(include) or []:
+            importlib.import_module(module)
+        return task_app
+
+    if detach and not daemon.is_detached():
+        _detach(ctx, load(), options)
+    elif reloads:
+        _run_and_reload(ctx, load, options)
+    else:
+        _run(ctx, load(), options)
+
+
+def _detach(ctx: click.Context, task_app: TaskApp, options: dict[str, Any]) -> None:
+    """Start the same command in the background, once it is known to be all right."""
+    from ..pidfile import holder
+    from ..worker import daemon
+    from ..worker.nodes import file_name, node_name
+
+    node = node_name(options["hostname"])
+    _worker_options(task_app, options)
+    log_file = options["logfile"] and file_name(options["logfile"], node)
+    running = options["pidfile"] and holder(file_name(options["pidfile"], node))
+    if running:
+        raise ConfigurationError(f"{node} runs already, process {running}")
+    if log_file is None:
+        note(ctx, "-D without --logfile: what the worker says goes nowhere")
+    process = daemon.launch(daemon.own_command(), log_file)
+    process.returncode = 0  # it is on its own from here; nobody waits for it
+    note(ctx, f"{node} starts in the background, process {process.pid}")
+
+
+def _run_and_reload(
+    ctx: click.Context, load: Callable[[], TaskApp], options: dict[str, Any]
+) -> None:
+    """Run, and start this program anew each time one of its files has changed."""
+    from ..worker.reload import SourceWatch, start_anew
+
+    watch = SourceWatch()
+    try:
+        task_app = load()
+    except Exception as exc:  # the program is being written: its next version may be better
+        if not isinstance(exc, TaskWorkerError):
+            raise
+        watch.also(exc)
+        click.echo(f"Error: {exc}\nWaiting for a change.", err=True)
+        watch.wait()
+        start_anew()
+        return
+    if _run(ctx, task_app, options, watch):
+        start_anew()
+
+
+def _run(ctx: click.Context, task_app: TaskApp, options: dict[str, Any], watch: Any = None) -> bool:
+    """Run until the end; True if a file has changed."""
+    from ..pidfile import PidFile
+    from ..queues import purge
+    from ..worker.nodes import file_name, node_name
+    from ..worker.program import serve
+    from ..worker.supervisor import Worker
+
+    node = node_name(options["hostname"])
+    chosen = _worker_options(task_app, options)
+    _log(ctx, options, node).start()
+    pid_file = PidFile(file_name(options["pidfile"], node)) if options["pidfile"] else None
+    if pid_file is not None:
+        pid_file.acquire()
+    try:
+        if options["purge"]:
+            count = sum(purge(task_app, chosen["queues"]).values())
+            note(ctx, f"{count} messages were deleted")
+        process = Worker(task_app, hostname=options["hostname"], burst=options["burst"], **chosen)
+        if not is_quiet(ctx):
+            click.echo(banner(process), err=True)
+        return serve(process, pid_file, watch)
+    finally:
+        if pid_file is not None:
+            pid_file.release()
+
+
+def _log(ctx: click.Context, options: dict[str, Any], node: str) -> Log:
+    from ..worker.logs import Log
+    from ..worker.nodes import file_name
+
+    level = options["loglevel"].lower()
+    return Log(
+        "critical" if level == "fatal" else level,
+        options["log_format"],
+        options["logfile"] and file_name(options["logfile"], node),
+        may_color(ctx),
     )
-    if not quiet:
-        click.echo(banner(process), err=True)
-    with os_signals(process):
-        process.run()
 
 
-def _names(queues: str | None) -> list[str] | None:
-    if queues is None:
-        return None
-    names = [name.strip() for name in queues.split(",") if name.strip()]
-    if not names:
+#: Options that are handed to the worker as they are.
+_PASSED = (
+    "concurrency", "time_limit", "soft_time_limit", "max_tasks_per_child",
+    "max_memory_per_child", "autoscale",
+)  # fmt: skip
+
+
+def _worker_options(task_app: TaskApp, options: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of the worker that were chosen.
+
+    :raises ConfigurationError: for what it cannot do.
+    """
+    from ..worker import supervisor
+
+    chosen: dict[str, Any] = {name: options[name] for name in _PASSED if options[name] is not None}
+    if options["events"]:
+        chosen["events"] = True
+    if options["pool"] is not None:
+        chosen["pool"] = POOLS.get(options["pool"], options["pool"])
+    possible = inspect.signature(supervisor.Worker).parameters
+    for name in chosen:
+        if name not in possible:
+            spelling = "task-events" if name == "events" else name.replace("_", "-")
+            raise ConfigurationError(f"this worker has no --{spelling} yet; leave it out")
+    if chosen.get("pool", "threads") not in supervisor.POOLS:
+        raise ConfigurationError(
+            f"this worker has no pool {options['pool']!r}; there is {', '.join(supervisor.POOLS)}"
+        )
+    chosen["queues"] = _queues(task_app, options)
+    return chosen
+
+
+def _queues(task_app: TaskApp, options: dict[str, Any]) -> list[str]:
+    from ..queues import known_queues
+
+    queues = _names(options["queues"])
+    if queues == []:
         raise ConfigurationError("-Q names no queue; write for example -Q default,mail")
-    return names
+    excluded = set(_names(options["exclude_queues"]) or ())
+    left = [name for name in queues or known_queues(task_app) if name not in excluded]
+    if not left:
+        raise ConfigurationError("-X leaves no queue to read")
+    return left
+
+
+def _names(text: str | None) -> list[str] | None:
+    """What stands between the commas; None if the option was not given."""
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
 def banner(process: Worker) -> str:
@@ -111,17 +393,3 @@ def banner(process: Worker) -> str:
 def _task_names(names: list[str]) -> str:
     shown = ", ".join(names[:8]) or "none: is the module with the tasks imported by the app?"
     return f"{len(names)} ({shown}{', ...' if len(names) > 8 else ''})"
-
-
-def _log_to_stderr(level: str) -> None:
-    """Log our own messages; the root logger and the app's handlers stay as they are."""
-    logger = logging.getLogger("flask_taskworker")
-    logger.setLevel(level.upper())
-    if not any(getattr(handler, "_taskworker_cli", False) for handler in logger.handlers):
-        handler = logging.StreamHandler()
-        handler._taskworker_cli = True  # type: ignore[attr-defined]
-        handler.setFormatter(
-            logging.Formatter("[%(asctime)s: %(levelname)s/%(threadName)s] %(message)s")
-        )
-        logger.addHandler(handler)
-        logger.propagate = False

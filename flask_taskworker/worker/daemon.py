@@ -34,20 +34,19 @@ def launch(command: Sequence[str], output: str | None) -> subprocess.Popen[bytes
     :raises ConfigurationError: if the file cannot be written.
     """
     try:
-        file = open(output or os.devnull, "ab")
+        with open(output or os.devnull, "ab") as file:
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+                env=os.environ | {_DETACHED: "now"},
+            )
     except OSError as exc:
         raise ConfigurationError(
-            f"the log file {output} cannot be written: {exc.strerror or exc}"
+            f"the program cannot be started with its output in {output}: {exc.strerror or exc}"
         ) from exc
-    with file:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-            env=os.environ | {_DETACHED: "now"},
-        )
 
 
 def is_detached() -> bool:

@@ -30,19 +30,26 @@ def queue_states(connection: HeldConnection) -> list[QueueState]:
     """
     sql = connection.database.dialect.sql
     # One condition a statement, word for word as in the index that answers it.
-    counts = [
+    waiting, delayed, unacked, dead = (
         dict(
             connection.execute(
                 sql(f"SELECT queue, count(*) FROM {{message}} WHERE {state} GROUP BY queue")
             ).fetchall()
         )
         for state in ("owner = 0", "owner = -1", "owner > 0", "owner = -2")
-    ]
+    )
     rows = connection.execute(
         sql("SELECT id, name, paused FROM {queue} WHERE expires IS NULL ORDER BY name")
     ).fetchall()
     return [
-        QueueState(name, *(int(count.get(id, 0)) for count in counts), paused=bool(paused))
+        QueueState(
+            name,
+            waiting.get(id, 0),
+            delayed.get(id, 0),
+            unacked.get(id, 0),
+            dead.get(id, 0),
+            bool(paused),
+        )
         for id, name, paused in rows
     ]
 
