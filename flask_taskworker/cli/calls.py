@@ -14,7 +14,6 @@ from .output import json_option, show_json, show_table
 from .root import FAILED, NOT_READY, UNKNOWN, load_task_app, note, taskworker, without_effect
 
 if TYPE_CHECKING:
-    from ..backends.base import TaskRecord
     from ..result import AsyncResult
 
 
@@ -138,8 +137,8 @@ def call(
         show_json({"id": handle.id}) if as_json else click.echo(handle.id)
         return
     note(ctx, f"sent as {handle.id}")
-    record = task_app.backend.wait(handle.id, wait)
-    _show(ctx, handle, record, as_json=as_json, traceback=False)
+    handle.get(timeout=wait, propagate=False)
+    _show(ctx, handle, as_json=as_json, traceback=False)
 
 
 @taskworker.command()
@@ -156,51 +155,44 @@ def result(ctx: click.Context, task_id: str, traceback: bool, as_json: bool) -> 
     Exit 0 and the result if it succeeded, 1 if it failed or was revoked, 3 if it is not done
     yet, 4 if nothing is stored about it: then it waits in its queue, or the id is wrong.
     """
-    task_app = load_task_app(ctx)
-    record = task_app.backend.fetch(task_id)
-    _show(ctx, task_app.result(task_id), record, as_json=as_json, traceback=traceback)
+    handle = load_task_app(ctx).result(task_id)
+    _show(ctx, handle, as_json=as_json, traceback=traceback)
 
 
-def _show(
-    ctx: click.Context,
-    handle: AsyncResult[Any],
-    record: TaskRecord | None,
-    *,
-    as_json: bool,
-    traceback: bool,
-) -> None:
-    state = record.status if record else states.PENDING
-    failed = record is not None and state in states.EXCEPTION_STATES
-    value = handle.info if record else None
+def _show(ctx: click.Context, handle: AsyncResult[Any], *, as_json: bool, traceback: bool) -> None:
+    state = handle.state
+    failed = state in states.EXCEPTION_STATES
     if as_json:
+        value = handle.info
         show_json(
             {
                 "id": handle.id,
                 "state": state,
                 "result": f"{type(value).__name__}: {value}" if failed else value,
-                "traceback": record.traceback if record else None,
-                "date_done": record.date_done if record else None,
+                "traceback": handle.traceback,
+                "date_done": handle.date_done,
             }
         )
-    elif record is None:
+    elif state == states.PENDING:
         click.echo(f"{handle.id}: nothing is stored; it waits, or the id is wrong", err=True)
     elif traceback:
-        click.echo((record.traceback or "").rstrip())
+        click.echo((handle.traceback or "").rstrip())
     elif state not in states.READY_STATES:
         click.echo(f"{handle.id}: {state}, not done yet", err=True)
     elif failed:
-        click.echo((record.traceback or f"{state}: {value!r}").rstrip(), err=True)
+        click.echo((handle.traceback or f"{state}: {handle.info!r}").rstrip(), err=True)
     else:
+        value = handle.info
         click.echo(value if isinstance(value, str) else json.dumps(value, default=str))
-    ctx.exit(_exit_code(record))
+    ctx.exit(_exit_code(state))
 
 
-def _exit_code(record: TaskRecord | None) -> int:
-    if record is None:
+def _exit_code(state: str) -> int:
+    if state == states.PENDING:
         return UNKNOWN
-    if record.status not in states.READY_STATES:
+    if state not in states.READY_STATES:
         return NOT_READY
-    return 0 if record.status == states.SUCCESS else FAILED
+    return 0 if state == states.SUCCESS else FAILED
 
 
 @taskworker.command()

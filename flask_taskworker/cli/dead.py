@@ -20,6 +20,7 @@ def dead() -> None:
 @click.option(
     "--limit",
     type=click.IntRange(min=1),
+    metavar="NUMBER",
     default=100,
     show_default=True,
     help="At most so many, oldest first.",

@@ -197,6 +197,11 @@ def note_without_effect(ctx: click.Context) -> None:
         note(ctx, f"no effect here: {', '.join(dict.fromkeys(options))}")
 
 
+def be_quiet(ctx: click.Context) -> None:
+    """Do as if ``-q`` had been given."""
+    ctx.meta[_KEY + "quiet"] = True
+
+
 def is_quiet(ctx: click.Context) -> bool:
     """Whether ``-q`` was given."""
     return bool(ctx.meta.get(_KEY + "quiet"))

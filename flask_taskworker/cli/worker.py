@@ -13,6 +13,7 @@ from .. import __version__
 from ..config import mask_url
 from ..exceptions import ConfigurationError, TaskWorkerError
 from .root import (
+    be_quiet,
     is_quiet,
     load_task_app,
     may_color,
@@ -77,6 +78,12 @@ def _autoscale(
         raise click.BadParameter(f"{value!r} is not MOST,LEAST such as 10,3")
     numbers = sorted((int(part) for part in parts), reverse=True)
     return numbers[0], numbers[1] if len(numbers) > 1 else 0
+
+
+def _log_format(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    if value == "json":  # a banner or a note would be a line that is no JSON
+        be_quiet(ctx)
+    return value
 
 
 def _no_effect(command: F) -> F:
@@ -194,6 +201,8 @@ def _no_effect(command: F) -> F:
 )
 @click.option(
     "--log-format",
+    callback=_log_format,
+    is_eager=True,
     type=click.Choice(["text", "json"]),
     default="text",
     show_default=True,
