@@ -333,12 +333,15 @@ def load_task_app(ctx: click.Context, **settings: object) -> TaskApp:
     else:
         info = ctx.find_object(ScriptInfo)
         task_app = from_flask_cli(info or ScriptInfo(app_import_path=os.environ.get("FLASK_APP")))
-    for name in ("broker", "result_backend"):
-        value = ctx.meta.get(_KEY + name)
-        if value:
-            settings["TASKER_BROKER_URL" if name == "broker" else "TASKER_RESULT_BACKEND"] = value
-    override(task_app, {key: value for key, value in settings.items() if value is not None})
+    override(task_app, overrides(ctx, **settings))
     return task_app
+
+
+def overrides(ctx: click.Context, **settings: object) -> dict[str, object]:
+    """The settings that the command line changes, by their key."""
+    for name, key in (("broker", "TASKER_BROKER_URL"), ("result_backend", "TASKER_RESULT_BACKEND")):
+        settings[key] = ctx.meta.get(_KEY + name)
+    return {key: value for key, value in settings.items() if value is not None}
 
 
 def chosen(ctx: click.Context, name: str) -> str | None:

@@ -161,7 +161,12 @@ def _no_effect(command: F) -> F:
     "Default: TASKER_DRAIN_TIMEOUT.",
 )
 @click.option(
-    "-E", "--task-events", "--events", "events", is_flag=True, help="Send events, for monitors."
+    "-E",
+    "--task-events",
+    "--events",
+    "task_events",
+    is_flag=True,
+    help="Send events, for monitors.",
 )
 @click.option(
     "--time-limit",
@@ -289,6 +294,7 @@ def _run_and_reload(
         watch.wait()
         start_anew()
         return
+    watch.changed()  # from here on, the program's own files are known
     if _run(ctx, task_app, options, watch):
         start_anew()
 
@@ -346,17 +352,20 @@ def _worker_options(task_app: TaskApp, options: dict[str, Any]) -> dict[str, Any
     :raises ConfigurationError: for what it cannot do.
     """
     from ..worker import supervisor
+    from ..worker.program import usable_cpus
 
     chosen: dict[str, Any] = {name: options[name] for name in _PASSED if options[name] is not None}
-    if options["events"]:
-        chosen["events"] = True
+    if chosen.get("concurrency") == "auto":
+        chosen["concurrency"] = usable_cpus()
+    if options["task_events"]:
+        chosen["task_events"] = True
     if options["pool"] is not None:
         chosen["pool"] = POOLS.get(options["pool"], options["pool"])
     possible = inspect.signature(supervisor.Worker).parameters
     for name in chosen:
         if name not in possible:
-            spelling = "task-events" if name == "events" else name.replace("_", "-")
-            raise ConfigurationError(f"this worker has no --{spelling} yet; leave it out")
+            option = name.replace("_", "-")
+            raise ConfigurationError(f"this worker has no --{option} yet; leave it out")
     if chosen.get("pool", "threads") not in supervisor.POOLS:
         raise ConfigurationError(
             f"this worker has no pool {options['pool']!r}; there is {', '.join(supervisor.POOLS)}"

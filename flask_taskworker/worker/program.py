@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 from typing import TYPE_CHECKING
 
 from .daemon import SignOfLife
@@ -12,6 +14,23 @@ from .supervisor import os_signals
 if TYPE_CHECKING:
     from ..pidfile import PidFile
     from .supervisor import Worker
+
+
+def usable_cpus(quota_file: str = "/sys/fs/cgroup/cpu.max") -> int:
+    """How many processors this process may use: those it may run on, within its container's quota.
+
+    :param quota_file: where Linux says how much time of how much a container may have.
+    """
+    try:
+        usable = len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        usable = os.cpu_count() or 1
+    try:
+        with open(quota_file, encoding="ascii") as file:
+            quota, period = file.read().split()
+        return max(1, min(usable, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError, ZeroDivisionError):  # no container, or "max"
+        return usable
 
 
 def serve(
