@@ -75,7 +75,11 @@ def test_what_a_killed_process_left_behind_is_taken_over(
     file.release()
 
 
-@pytest.mark.parametrize("text", [str(os.getpid()), "1", "nonsense", "", "\ufffd\n\n9"])
+@pytest.mark.parametrize(
+    "text",
+    [str(os.getpid()), "1", "nonsense", "", "\ufffd\n\n9"],
+    ids=["ours", "first", "word", "nothing", "lines"],
+)
 def test_a_number_alone_proves_nothing(path: str, text: str) -> None:
     Path(path).write_text(text)
     assert holder(path) is None
