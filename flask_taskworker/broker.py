@@ -33,6 +33,8 @@ __all__ = [
 CONSUMER_BUSY_TIMEOUT = 15.0
 #: How much longer than for locks a publisher waits for a database to answer. Seconds.
 PUBLISHER_ANSWER_TIMEOUT = 0.5
+#: One server of Redis, reached in the clear, by TLS, by a file. More than one is left to kombu.
+_REDIS = frozenset({"redis", "rediss", "redis+socket"})
 #: How often a transport that can neither wake nor be selected on is asked. Seconds.
 _POLL_BUSY, _POLL_IDLE = 0.002, 0.02
 #: kombu tries to connect again by itself; who asks for a connection here does so already.
@@ -50,6 +52,8 @@ def broker_connection(config: Config, role: Literal["publish", "consume"]) -> ko
     if config.broker_url.startswith("filesystem:"):
         _make_folders(options)
         transport = "flask_taskworker.transports.filesystem:Transport"
+    elif _scheme(config.broker_url) in _REDIS:
+        transport = "flask_taskworker.transports.redis:Transport"
     return kombu.Connection(
         config.broker_url,
         transport=transport,
@@ -66,6 +70,8 @@ def drop(connection: kombu.Connection) -> None:
             connection.collect()  # AMQP says goodbye, and would wait for the answer
         else:
             connection.release()
+def _scheme(url: str) -> str:
+    return url.split("://", 1)[0]
 
 
 def _make_folders(options: dict[str, Any]) -> None:
@@ -77,7 +83,7 @@ def _make_folders(options: dict[str, Any]) -> None:
 
 def _defaults(config: Config, role: str) -> dict[str, Any]:
     timeout = config.publish_timeout / 2
-    scheme = config.broker_url.split("://", 1)[0]
+    scheme = _scheme(config.broker_url)
     if scheme.startswith("taskworker+"):
         if role == "consume":
             return {**sql_options(config), "busy_timeout": CONSUMER_BUSY_TIMEOUT}
@@ -88,13 +94,16 @@ def _defaults(config: Config, role: str) -> dict[str, Any]:
         if role == "publish":
             options.update(read_timeout=timeout, write_timeout=timeout)
         return options
-    if scheme in ("redis", "rediss"):
+    if scheme in _REDIS:
         # A consumer reads only what is there, or comes within a second: it needs no longer.
         return {
             "socket_connect_timeout": timeout,
             "socket_timeout": timeout if role == "publish" else 2 * timeout,
             "socket_keepalive": True,
             "retry_on_timeout": False,
+            "lease": config.lease,
+            "max_deliveries": config.max_deliveries,
+            "fallback_interval": config.loop_interval,
         }
     return {}
 
@@ -188,7 +197,7 @@ def _sockets(connection: kombu.Connection) -> list[Any]:
     driver = connection.transport.driver_type
     if driver == "amqp":
         return [connection.connection.sock]
-    if driver == "redis":
+    if driver == "redis":  # several servers
         cycle = connection.transport.cycle
         cycle.on_poll_start()  # ask the server, unless the question is still open
         return list(cycle.fds)

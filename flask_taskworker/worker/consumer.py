@@ -209,11 +209,11 @@ class Consumer:
                     return
                 self._proven = True
             except errors as exc:
-                if not self._capabilities.atomic_settle or self._stopping or not self._proven:
+                if not self._capabilities.leased or self._stopping or not self._proven:
                     raise
-                # What this worker has claimed stays its own while the database is away.
+                # What this worker has claimed stays its own while the broker is away.
                 if clock.monotonic() >= self._next_complaint:
-                    log.warning("the database cannot be used now: %s", exc)
+                    log.warning("the broker cannot be used now: %s", exc)
                     self._next_complaint = clock.monotonic() + RECONNECT_PAUSES[-1]
                 self._pause(RECONNECT_PAUSES[1])
 
@@ -285,7 +285,6 @@ class Consumer:
             room = 0
         self._prefetch.apply(self._channel, self._capabilities, room, self._unsettled)
         if room <= 0:
-            self._settler.flush()
             return 0
         while self._prefetch.received - before < room:
             try:

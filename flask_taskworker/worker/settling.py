@@ -72,7 +72,7 @@ class Settler:
                 delivery.message.task,
                 delivery.message.id,
             )
-        elif self._capabilities.atomic_settle:
+        elif self._capabilities.leased:
             self._channel.requeue(delivery.raw.delivery_tag, count_delivery=False)
         else:
             delivery.raw.requeue()
@@ -93,7 +93,7 @@ class Settler:
 
     def flush(self) -> None:
         """Send what the channel has buffered."""
-        if self._capabilities.atomic_settle:
+        if self._capabilities.leased:
             self._channel.flush()
 
     def _acknowledge(self, delivery: Delivery, outcome: Outcome) -> None:

@@ -56,6 +56,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         delayed_requeue=True,
         dead_letter=True,
         atomic_settle=True,
+        leased=True,
         cheap_prefetch=True,
         wake=True,
         fanout=True,
