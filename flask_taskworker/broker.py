@@ -35,6 +35,9 @@ CONSUMER_BUSY_TIMEOUT = 15.0
 PUBLISHER_ANSWER_TIMEOUT = 0.5
 #: One server of Redis, reached in the clear, by TLS, by a file. More than one is left to kombu.
 _REDIS = frozenset({"redis", "rediss", "redis+socket"})
+_AMQP = frozenset({"amqp", "amqps", "pyamqp"})
+#: A broker that is silent for twice as long is gone. Seconds.
+_HEARTBEAT = 20
 #: How often a transport that can neither wake nor be selected on is asked. Seconds.
 _POLL_BUSY, _POLL_IDLE = 0.002, 0.02
 #: kombu tries to connect again by itself; who asks for a connection here does so already.
@@ -52,6 +55,8 @@ def broker_connection(config: Config, role: Literal["publish", "consume"]) -> ko
     if config.broker_url.startswith("filesystem:"):
         _make_folders(options)
         transport = "flask_taskworker.transports.filesystem:Transport"
+    elif _scheme(config.broker_url) in _AMQP:
+        transport = "flask_taskworker.transports.amqp:Transport"
     elif _scheme(config.broker_url) in _REDIS:
         transport = "flask_taskworker.transports.redis:Transport"
     return kombu.Connection(
@@ -59,7 +64,7 @@ def broker_connection(config: Config, role: Literal["publish", "consume"]) -> ko
         transport=transport,
         connect_timeout=config.publish_timeout / 2,
         transport_options=options,
-        heartbeat=30 if role == "consume" else 0,
+        heartbeat=_HEARTBEAT if role == "consume" else 0,
     )
 
 
@@ -89,11 +94,10 @@ def _defaults(config: Config, role: str) -> dict[str, Any]:
             return {**sql_options(config), "busy_timeout": CONSUMER_BUSY_TIMEOUT}
         busy = {"busy_timeout": config.publish_timeout, "answer_timeout": PUBLISHER_ANSWER_TIMEOUT}
         return {**sql_options(config), **busy}
-    if scheme in ("amqp", "amqps", "pyamqp"):
-        options: dict[str, Any] = {"confirm_publish": True}
-        if role == "publish":
-            options.update(read_timeout=timeout, write_timeout=timeout)
-        return options
+    if scheme in _AMQP:
+        # A consumer reads only what is there, or the answer to a question of its own.
+        wait = timeout if role == "publish" else 2 * timeout
+        return {"confirm_publish": True, "read_timeout": wait, "write_timeout": wait}
     if scheme in _REDIS:
         # A consumer reads only what is there, or comes within a second: it needs no longer.
         return {

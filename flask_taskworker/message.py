@@ -42,6 +42,12 @@ PROTOCOL_HEADERS = frozenset(
         "replaced_task_nesting", "stamped_headers", "stamps", "compression",
     }
 )  # fmt: skip
+#: What brokers and workers note on a message underway. It ends with it: a retry is another one.
+UNDERWAY_HEADERS = frozenset(
+    {
+        "x-taskworker-deliveries", "x-delivery-count", "x-acquired-count", "x-dead-letter-reason",
+    }
+)  # fmt: skip
 
 
 class Received(Protocol):
@@ -362,7 +368,11 @@ def _parse_2(headers: Mapping[str, Any], properties: Mapping[str, Any], body: An
         argsrepr=typed(headers.get("argsrepr"), "argsrepr", (str,), None),
         kwargsrepr=typed(headers.get("kwargsrepr"), "kwargsrepr", (str,), None),
         origin=typed(headers.get("origin"), "origin", (str,), None),
-        headers={k: v for k, v in headers.items() if k not in PROTOCOL_HEADERS},
+        headers={
+            k: v
+            for k, v in headers.items()
+            if k not in PROTOCOL_HEADERS and k not in UNDERWAY_HEADERS
+        },
         **_from_properties(properties),
     )
 

@@ -217,21 +217,22 @@ class _Sender:
             self._declare(task_queue(queue))
         if reply_queue is not None and reply_queue.name not in self._declared:
             self._declare(reply_queue)
-        self.put(queue, wire)
+        self.put(queue, wire, mandatory=True)
 
     def _declare(self, queue: kombu.Queue) -> None:
         queue(self.channel()).declare()
         self._declared.add(queue.name)
 
-    def put(self, queue: str, wire: WireMessage) -> None:
+    def put(self, queue: str, wire: WireMessage, *, mandatory: bool = False) -> None:
         channel = self.channel()
+        assert self._capabilities is not None
         properties = dict(wire.properties)  # kombu writes into it; a retry needs it as it was
         priority = properties.pop("priority", 0)
         eta_at = properties.pop("eta_at", None)
         # A broker drops what has expired without a word. A worker reads the header, and tells
         # the sender that the task is revoked.
         properties.pop("expiration", None)
-        if eta_at is not None and self._capabilities is not None and self._capabilities.delayed:
+        if eta_at is not None and self._capabilities.delayed:
             properties["eta_at"] = eta_at
         body = wire.body
         message = channel.prepare_message(
@@ -242,7 +243,8 @@ class _Sender:
             headers=wire.headers,
             properties=properties,
         )
-        channel.basic_publish(message, exchange="", routing_key=queue)
+        more = {"mandatory": True} if mandatory and self._capabilities.returns else {}
+        channel.basic_publish(message, exchange="", routing_key=queue, **more)
 
     def queue_size(self, queue: str) -> int:
         task_queue(queue)(self.channel()).declare()

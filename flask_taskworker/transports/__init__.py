@@ -39,6 +39,8 @@ class Capabilities:
     cheap_prefetch: bool = False
     #: ``transport.wait(connection, timeout, wake)`` sleeps until there is something to do.
     wake: bool = False
+    #: Publishing with ``mandatory=True`` raises if no queue takes the message.
+    returns: bool = False
     #: Fanout exchanges reach other processes.
     fanout: bool = False
     #: ``channel.pause_queue(queue, paused)`` stops handing out a queue's messages to anybody.

@@ -315,6 +315,9 @@ class Consumer:
             if isinstance(outcome, Outcome):  # it has ended; else its run goes on
                 self._ended_before.append((delivery, outcome))
             return
+        if not self._settler.keeps(delivery):
+            self._unsettled -= 1
+            return
         self._tell(self._observer.received, delivery)
         signals.task_received.notify(self, request=message)
         wait = 0.0 if message.eta is None else message.seconds_until_due()

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from ..message import TaskMessage
 
 
+#: How often a message was delivered before this copy of it was sent. Where a broker only says
+#: that a message comes again, the worker sends a copy that says how often.
+DELIVERIES_HEADER = "x-taskworker-deliveries"
+
+
 class Settlement(Enum):
     """How a message leaves this worker."""
 
@@ -68,4 +73,14 @@ class Delivery:
         count = (self.raw.properties or {}).get("delivery_count")
         if isinstance(count, int):
             return count
-        return 2 if (self.raw.delivery_info or {}).get("redelivered") else 1
+        headers = self.raw.headers if isinstance(self.raw.headers, dict) else {}
+        before = headers.get("x-delivery-count")  # RabbitMQ's own, on quorum queues
+        if isinstance(before, int):
+            return before + 1
+        before = headers.get(DELIVERIES_HEADER)
+        return 1 + (before if isinstance(before, int) else 0) + self.redelivered
+
+    @property
+    def redelivered(self) -> bool:
+        """Whether this very copy was delivered before, perhaps without having been looked at."""
+        return bool((self.raw.delivery_info or {}).get("redelivered"))

@@ -5,19 +5,26 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from kombu.exceptions import OperationalError
+
 from .. import failpoints, states
 from ..backends.base import TaskRecord
 from ..backends.encoding import encode_exception
-from ..exceptions import InvalidMessageError
-from ..message import Unreadable, WireMessage
+from ..exceptions import BrokerUnavailableError, InvalidMessageError
+from ..message import UNDERWAY_HEADERS, Unreadable, WireMessage
 from ..queues import DEAD_SUFFIX
-from .delivery import Delivery, Outcome, Settlement
+from .delivery import DELIVERIES_HEADER, Delivery, Outcome, Settlement
 
 if TYPE_CHECKING:
     from ..app import TaskApp
     from ..broker import Capabilities
 
 log = logging.getLogger("flask_taskworker.worker")
+
+#: A message that is due later than this is sent to wait in the broker, if it can. Seconds.
+LONGEST_HOLD = 5.0
+#: What a copy of a message takes along besides headers and body.
+_PROPERTIES = ("correlation_id", "reply_to", "priority")
 
 
 class Settler:
@@ -32,6 +39,58 @@ class Settler:
         self._app = app
         self._channel = channel
         self._capabilities = capabilities
+
+    def keeps(self, delivery: Delivery) -> bool:
+        """Whether a message that was received is to be run by this worker.
+
+        If not, it is settled: sent to wait in the broker, sent again with the number of its
+        deliveries, or set aside because there were too many. A kill between sending the copy
+        and settling the message makes it run twice.
+
+        :raises OperationalError: if the broker does not take the copy.
+        """
+        try:
+            return not self._delayed(delivery) and not self._counted(delivery)
+        except BrokerUnavailableError as exc:
+            raise OperationalError(str(exc)) from exc
+
+    def _delayed(self, delivery: Delivery) -> bool:
+        message = delivery.message
+        if not self._capabilities.delayed or self._capabilities.delayed_requeue:
+            return False  # the latter needs no copy, see ``send_away``
+        if message.eta is None or message.has_expired():
+            return False
+        if message.seconds_until_due() <= LONGEST_HOLD:
+            return False
+        self._send_copy(delivery, {}, eta_at=message.eta.timestamp())
+        delivery.raw.ack()
+        return True
+
+    def _counted(self, delivery: Delivery) -> bool:
+        if self._capabilities.leased or not delivery.redelivered:
+            return False
+        count = delivery.delivery_count - 1
+        if count >= self._app.config.max_deliveries:
+            reason = f"delivered {count} times without being settled; perhaps it ends its worker"
+            log.error(
+                "task %s[%s] is parked: %s", delivery.message.task, delivery.message.id, reason
+            )
+            self._dead_letter(delivery.raw, delivery.queue, reason)
+            return True
+        if "x-delivery-count" in (delivery.raw.headers or {}):
+            return False
+        self._send_copy(delivery, {DELIVERIES_HEADER: count})
+        delivery.raw.ack()
+        return True
+
+    def _send_copy(self, delivery: Delivery, headers: dict[str, Any], **properties: Any) -> None:
+        raw = delivery.raw
+        wire = _copy(raw, headers)
+        for name in _PROPERTIES:
+            if (value := (raw.properties or {}).get(name)) is not None:
+                wire.properties[name] = value
+        wire.properties.update(properties)
+        self._app.publisher.send(delivery.queue, wire)
 
     def settle(self, delivery: Delivery, outcome: Outcome) -> None:
         """Do what the outcome says."""
@@ -74,6 +133,10 @@ class Settler:
             )
         elif self._capabilities.leased:
             self._channel.requeue(delivery.raw.delivery_tag, count_delivery=False)
+        elif count := (delivery.raw.headers or {}).get(DELIVERIES_HEADER):
+            # Returned, it would come back as one that was delivered once more.
+            self._send_copy(delivery, {DELIVERIES_HEADER: count})
+            delivery.raw.ack()
         else:
             delivery.raw.requeue()
 
@@ -121,17 +184,19 @@ class Settler:
         failpoints.hit("after_dead_letter")
 
     def _publish_dead_letter(self, raw: Any, queue: str, reason: str) -> None:
-        headers = dict(raw.headers) if isinstance(raw.headers, dict) else {}
-        headers["x-dead-letter-reason"] = reason
-        # kombu unpacked the body; a header that says it is packed would be wrong now
-        headers.pop("compression", None)
-        properties = {"delivery_mode": 2}
-        body = raw.body if isinstance(raw.body, (bytes, str)) else repr(raw.body)
-        content_type = raw.content_type if isinstance(raw.content_type, str) else "application/data"
-        encoding = raw.content_encoding if isinstance(raw.content_encoding, str) else "binary"
-        self._app.publisher.send(
-            queue, WireMessage(body, content_type, encoding, headers, properties)
-        )
+        self._app.publisher.send(queue, _copy(raw, {"x-dead-letter-reason": reason}))
+
+
+def _copy(raw: Any, more_headers: dict[str, Any]) -> WireMessage:
+    """A received message to be sent again, with more headers."""
+    headers = dict(raw.headers) if isinstance(raw.headers, dict) else {}
+    # kombu unpacked the body; a header that says it is packed would be wrong now
+    for name in ("compression", *UNDERWAY_HEADERS):
+        headers.pop(name, None)
+    body = raw.body if isinstance(raw.body, (bytes, str)) else repr(raw.body)
+    content_type = raw.content_type if isinstance(raw.content_type, str) else "application/data"
+    encoding = raw.content_encoding if isinstance(raw.content_encoding, str) else "binary"
+    return WireMessage(body, content_type, encoding, headers | more_headers, {"delivery_mode": 2})
 
 
 def store_alone(app: TaskApp, outcome: Outcome) -> None:

@@ -15,14 +15,16 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 
 from support.processes import eventually
 
 _START = 60.0
+S = TypeVar("S", bound="OwnServer")
 
 
 def _program(name: str) -> str:
@@ -66,6 +68,10 @@ class OwnServer:
     def answers(self) -> bool:
         raise NotImplementedError
 
+    def environment(self) -> dict[str, str] | None:
+        """Of the server; None: that of the tests."""
+        return None
+
     def run(self, *command: str) -> None:
         """Run a program to its end, as the server's user."""
         done = subprocess.run(
@@ -78,7 +84,7 @@ class OwnServer:
         with open(self.folder / "log", "ab") as log:
             self._process = subprocess.Popen(
                 self.command(), user=self.user, cwd=self.folder, stdout=log, stderr=log,
-                stdin=subprocess.DEVNULL, start_new_session=True,
+                stdin=subprocess.DEVNULL, start_new_session=True, env=self.environment(),
             )  # fmt: skip
 
         def answers() -> bool:
@@ -91,7 +97,11 @@ class OwnServer:
     def crash(self) -> None:
         """End it without a chance to tidy up, and wait until it is gone."""
         if self._process is not None:
-            self._process.send_signal(self.crash_signal)
+            # A script may have started it, so the whole session gets the signal where it can.
+            if self.crash_signal == signal.SIGKILL:
+                os.killpg(self._process.pid, signal.SIGKILL)
+            else:
+                self._process.send_signal(self.crash_signal)
             self._process.wait(_START)
             self._process = None
 
@@ -155,8 +165,86 @@ class OwnMariaDB(OwnServer):
         return True
 
 
+class OwnRedis(OwnServer):
+    """A Redis that writes down each change before it answers."""
+
+    def __init__(self, *options: str) -> None:
+        self._redis = _program("redis-server")
+        self._options = options
+        super().__init__("redis")
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+
+    def command(self) -> list[str]:
+        return [
+            self._redis, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder),
+            "--appendonly", "yes", "--appendfsync", "always", "--save", "", *self._options,
+        ]  # fmt: skip
+
+    def client(self) -> Any:
+        import redis
+
+        return redis.Redis(port=self.port, socket_timeout=5, socket_connect_timeout=5)
+
+    def answers(self) -> bool:
+        import redis
+
+        with contextlib.closing(self.client()) as client:
+            try:
+                return bool(client.ping())
+            except redis.RedisError:
+                return False
+
+
+class OwnRabbitMQ(OwnServer):
+    def __init__(self) -> None:
+        path = "/usr/lib/rabbitmq/bin/rabbitmq-server"
+        self._server = path if os.path.exists(path) else _program("rabbitmq-server")
+        super().__init__("rabbitmq")
+        self._distribution = free_port()
+        self.node = f"taskworker{self.port}@localhost"
+        self.url = f"amqp://guest:guest@127.0.0.1:{self.port}//"
+        (self.folder / "plugins").write_text("[].\n")
+        (self.folder / "rabbitmq.conf").write_text(f"listeners.tcp.1 = 127.0.0.1:{self.port}\n")
+
+    def command(self) -> list[str]:
+        return [self._server]
+
+    def environment(self) -> dict[str, str]:
+        folder = str(self.folder)
+        return {
+            "PATH": os.environ.get("PATH", os.defpath),
+            "HOME": folder,
+            "RABBITMQ_NODENAME": self.node,
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(self._distribution),
+            "RABBITMQ_MNESIA_BASE": folder,
+            "RABBITMQ_LOG_BASE": folder,
+            "RABBITMQ_PID_FILE": f"{folder}/pid",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": f"{folder}/plugins",
+            "RABBITMQ_CONFIG_FILE": f"{folder}/rabbitmq.conf",
+        }
+
+    def control(self, *command: str) -> None:
+        """Run ``rabbitmqctl``."""
+        program = self._server.replace("rabbitmq-server", "rabbitmqctl")
+        subprocess.run(
+            [program, "-n", self.node, *command],
+            user=self.user, env=self.environment(), check=True, capture_output=True, timeout=_START,
+        )  # fmt: skip
+
+    def answers(self) -> bool:
+        import kombu
+
+        try:
+            with kombu.Connection(self.url, connect_timeout=5) as connection:
+                connection.connect()
+        except OSError:
+            return False
+        return True
+
+
 @contextlib.contextmanager
-def running(kind: type[OwnServer]) -> Iterator[OwnServer]:
+def running(kind: Callable[[], S]) -> Iterator[S]:
     """A server that ends with the block."""
     server = kind()
     try:
