@@ -37,7 +37,7 @@ PUBLISHER_ANSWER_TIMEOUT = 0.5
 _REDIS = frozenset({"redis", "rediss", "redis+socket"})
 _AMQP = frozenset({"amqp", "amqps", "pyamqp"})
 #: A broker that is silent for twice as long is gone. Seconds.
-_HEARTBEAT = 20
+_HEARTBEAT = 10
 #: How often a transport that can neither wake nor be selected on is asked. Seconds.
 _POLL_BUSY, _POLL_IDLE = 0.002, 0.02
 #: kombu tries to connect again by itself; who asks for a connection here does so already.

@@ -11,6 +11,9 @@ that keep a message until the next has it, so a crash of the server loses none.
 gives them some, for example ``{"x-max-priority": 10}`` or ``{"x-queue-type": "quorum"}``. Every
 program that declares a queue has to give the same.
 
+**Heartbeats** come from a thread of their own: a task that keeps the consuming thread busy does not
+end the connection.
+
 **Closing.** An AMQP connection is closed by asking the server; one that does not answer is dropped.
 """
 
@@ -20,6 +23,9 @@ import contextlib
 import re
 import socket
 import struct
+import threading
+import time
+import weakref
 from typing import Any, ClassVar
 
 from kombu.transport import pyamqp
@@ -37,6 +43,7 @@ _LOST = f"{_PREFIX}_lost"
 _MAY_WAIT = re.compile(r"[^*#]{1,200}")
 #: A server that is to confirm the end of a connection or channel has this long. Seconds.
 _CLOSE_TIMEOUT = 0.5
+_HEARTBEAT_FRAME = b"\x08\x00\x00\x00\x00\x00\x00\xce"
 
 
 class Channel(pyamqp.Channel):  # type: ignore[misc]
@@ -180,6 +187,29 @@ class Connection(pyamqp.Connection):  # type: ignore[misc]
 
     Channel = Channel
 
+    def Transport(self, *args: Any, **kwargs: Any) -> Any:
+        """The socket; a lock keeps heartbeats from coming between the parts of a frame."""
+        transport = super().Transport(*args, **kwargs)
+        write, lock = transport.write, threading.Lock()
+
+        def locked(data: Any) -> None:
+            with lock:
+                write(data)
+
+        transport.write = locked
+        return transport
+
+    def connect(self, *args: Any, **kwargs: Any) -> Any:
+        """Connect, and begin to show that we live."""
+        answer = super().connect(*args, **kwargs)
+        if self.heartbeat:
+            beat = threading.Thread(
+                target=_beat, args=(weakref.ref(self), self._transport, self.heartbeat / 3),
+                name="taskworker-heartbeat", daemon=True,
+            )  # fmt: skip
+            beat.start()
+        return answer
+
     @contextlib.contextmanager
     def hurried(self) -> Any:
         """Wait for no answer long, within a block."""
@@ -206,6 +236,20 @@ class Connection(pyamqp.Connection):  # type: ignore[misc]
                 super().close(*args, **kwargs)
         except self.connection_errors:
             self.collect()
+
+
+def _beat(connection: Any, transport: Any, interval: float) -> None:
+    """Send a heartbeat each interval as long as a connection has this transport."""
+    while True:
+        time.sleep(interval)
+        alive = connection()
+        if alive is None or alive._transport is not transport:
+            return
+        del alive
+        try:
+            transport.write(_HEARTBEAT_FRAME)
+        except (OSError, AttributeError):
+            return
 
 
 class Transport(pyamqp.Transport):  # type: ignore[misc]

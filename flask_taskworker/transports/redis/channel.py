@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from kombu.transport import redis as kombu_redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from ... import failpoints
 from .claims import Claims, Keys
@@ -122,6 +122,22 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     def _restore_foreign(self) -> None:
         """Put back what kombu's consumers left unacknowledged, by kombu's own rule."""
         self.qos.restore_visible(num=self.unacked_restore_limit, interval=1)
+
+    def _queue_bind(self, exchange: str, *args: Any) -> None:
+        try:
+            super()._queue_bind(exchange, *args)
+        except ResponseError as exc:
+            if "maxmemory" not in str(exc):
+                raise
+            # Only who publishes to the exchange needs it; a full server is to be drained.
+            log.warning("the binding to exchange %s is not stored: %s", exchange, exc)
+
+    def _size(self, queue: str) -> int:
+        # Not in one transaction, as kombu asks: a full server refuses those.
+        with self.conn_or_acquire() as client, client.pipeline(transaction=False) as pipe:
+            for step in self.priority_steps:
+                pipe.llen(self._q_for_pri(queue, step))
+            return sum(pipe.execute())
 
     # -- publishing -----------------------------------------------------------------------
 

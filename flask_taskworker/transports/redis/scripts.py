@@ -2,6 +2,10 @@
 
 A script that fails in the middle keeps what it has done, so each writes a message's new place
 before it removes the old one.
+
+A server whose memory is full refuses the first write of a script if it is one that may need
+memory. These free what they need, so each begins with a ``ZREM`` of nothing: a full server can be
+drained.
 """
 
 from __future__ import annotations
@@ -91,8 +95,6 @@ end
 for list = 1, lists do take(list, most - count) end
 
 if count > 0 then
-  -- A server whose memory is full refuses the first write of a script if it may need more of it.
-  -- What follows needs no more than it frees, so that a full server can be drained.
   redis.call('ZREM', KEYS[2], '')
   if ARGV[8] == '1' then
     redis.call('HSET', KEYS[1], unpack(records))
@@ -123,6 +125,7 @@ SETTLE = _script(
     _ACKNOWLEDGE
     + """
 acknowledge(ARGV[2])
+redis.call('ZREM', KEYS[2], '')
 local moved = 0
 for list = 3, #KEYS do
   local at = 3 + (list - 3) * 4
@@ -146,6 +149,7 @@ return {acked, moved}
 RENEW = _script(
     _NOW
     + """
+redis.call('ZREM', KEYS[1], '')
 local expiry = string.format('%.6f', now + tonumber(ARGV[2]))
 local missing = redis.call('ZADD', KEYS[2], expiry, ARGV[1])
 local prefix = 'tw:' .. ARGV[1] .. ':'
@@ -172,6 +176,7 @@ RESCUE = _script(
 local expiry = redis.call('ZSCORE', KEYS[3], ARGV[1])
 if expiry and tonumber(expiry) > now then return 0 end
 if redis.call('HEXISTS', KEYS[1], ARGV[2]) == 0 then return 0 end
+redis.call('ZREM', KEYS[2], '')
 redis.call(ARGV[3], KEYS[4], ARGV[4])
 redis.call('HDEL', KEYS[1], ARGV[2])
 redis.call('ZREM', KEYS[2], ARGV[2])
