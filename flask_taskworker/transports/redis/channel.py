@@ -61,7 +61,7 @@ class QoS(kombu_redis.QoS):  # type: ignore[misc]
             self.ack(delivery_tag)
 
     def restore_unacked(self, client: Any = None) -> None:
-        self.channel.give_back_all()
+        self.channel.recover()
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
         self._on_collect.cancel()
@@ -290,11 +290,14 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
 
     # -- settling -------------------------------------------------------------------------
 
-    def requeue(self, delivery_tag: Any, count_delivery: bool = True) -> None:
+    def requeue(
+        self, delivery_tag: Any, count_delivery: bool = True, *, head: bool = False
+    ) -> None:
         """Put a message back.
 
         :param count_delivery: whether that was a delivery. Then the message comes to the end of
             the line; else it takes its old place at the head.
+        :param head: whether it takes its old place in any case.
         """
         claims = self.claims
         payload = self._payloads.pop(delivery_tag, None)
@@ -303,7 +306,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             return
         if count_delivery and payload is not None:
             changed = redelivered(payload, delivery_count(payload))
-            claims.move_payload(delivery_tag, self._list_for(claimed.queue, payload), changed)
+            to = self._list_for(claimed.queue, payload)
+            claims.move_payload(delivery_tag, to, changed, head=head)
         else:
             claims.give_back(delivery_tag)
 
@@ -317,8 +321,12 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             claims.move_payload(delivery_tag, to, dead_letter(payload, reason))
 
     def basic_ack(self, delivery_tag: Any, multiple: bool = False) -> None:
-        self._payloads.pop(delivery_tag, None)
-        self.qos.ack(delivery_tag)
+        tags = [delivery_tag]
+        if multiple and self.known_claims is not None:
+            tags = [tag for tag in list(self.known_claims.claimed) if tag <= delivery_tag]
+        for tag in tags:
+            self._payloads.pop(tag, None)
+            self.qos.ack(tag)
 
     def flush(self, wait: bool = True) -> None:
         """Write what is settled.
@@ -328,11 +336,11 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         if self.known_claims is not None:
             self.known_claims.flush(wait=wait)
 
-    def give_back_all(self) -> None:
-        """Put back whatever is not settled."""
+    def recover(self) -> None:
+        """Put back whatever is not settled; that was a delivery."""
         if self.known_claims is not None:
             for number in list(self.known_claims.claimed):
-                self.known_claims.give_back(number)
+                self.requeue(number, head=True)
             self.flush()
 
     # -- the end --------------------------------------------------------------------------

@@ -74,6 +74,19 @@ HABITS = {
     "sql": Habits(9, "old", "old", False, False, True, True, True),
     "amqp": Habits(9, "old", "old", True, True, True, False, True),
     "redis": Habits(0, "end", "front", True, False, False, False, False),
+    "our-redis": Habits(0, "end", "old", False, False, False, False, False),
+    "our-amqp": Habits(9, "old", "old", True, True, True, False, True),
+}
+
+#: Our own transports for brokers that kombu has one for.
+OURS = {
+    "our-redis": "flask_taskworker.transports.redis:Transport",
+    "our-amqp": "flask_taskworker.transports.amqp:Transport",
+}
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "our-redis": {"lease": 2},
+    "our-amqp": {"confirm_publish": True},
 }
 
 
@@ -95,13 +108,15 @@ class Side:
         return f"{self.prefix}.{name}"
 
     def connection(self) -> kombu.Connection:
-        connection = kombu.Connection(self.url, transport_options=self.options)
+        connection = kombu.Connection(
+            self.url, transport=OURS.get(self.kind), transport_options=self.options
+        )
         self._connections.append(connection)
         return connection
 
     def queue(self, name: str = "q", *args: Any, **kwargs: Any) -> Queue:
         """A declared queue."""
-        if self.kind == "amqp":
+        if self.kind.endswith("amqp"):
             kwargs.setdefault("max_priority", 9)
         kwargs.setdefault("routing_key", self.name(name))
         queue = Queue(self.name(name), *args, **kwargs)(self.connection().channel())
@@ -128,7 +143,8 @@ class Side:
     def spawn(self, code: str) -> subprocess.Popen[str]:
         setup = (
             "import kombu, sys, socket\nimport flask_taskworker.transports\n"
-            f"connection = kombu.Connection({self.url!r}, transport_options={self.options!r})\n"
+            f"connection = kombu.Connection({self.url!r}, transport={OURS.get(self.kind)!r}, "
+            f"transport_options={self.options!r})\n"
         )
         process = subprocess.Popen(
             [sys.executable, "-c", setup + code], stdout=subprocess.PIPE, text=True
@@ -199,6 +215,8 @@ SIDES = [
     pytest.param("pymysql", marks=pytest.mark.services),
     pytest.param("amqp", marks=pytest.mark.services),
     pytest.param("redis", marks=pytest.mark.services),
+    pytest.param("our-amqp", marks=pytest.mark.services),
+    pytest.param("our-redis", marks=pytest.mark.services),
 ]
 
 
@@ -207,9 +225,9 @@ def side(request: pytest.FixtureRequest, tmp_path: Path, unique: str) -> Iterato
     driver = request.param
     options: dict[str, Any] = {"table_prefix": f"{unique}_", "durability": "normal"}
     kind = "sql"
-    if driver in ("amqp", "redis"):
-        kind, options = driver, {}
-        url = request.getfixturevalue(f"{driver}_url")
+    if driver.removeprefix("our-") in ("amqp", "redis"):
+        kind, options = driver, OPTIONS.get(driver, {})
+        url = request.getfixturevalue(f"{driver.removeprefix('our-')}_url")
     elif driver == "sqlite":
         url = f"taskworker+sqlite:///{tmp_path}/queue.db"
     elif driver == "pymysql":
@@ -398,7 +416,7 @@ def test_the_prefetch_count_may_change_while_consuming(side: Side) -> None:
     one = side.receiver(prefetch=1)
     one.get(1)
     one.consumer.qos(prefetch_count=3)
-    if side.kind == "amqp":  # there the count of a consumer is that of its start
+    if side.kind.endswith("amqp"):  # there the count of a consumer is that of its start
         one.consumer.cancel()
         one.consumer.consume()
     assert one.get(2) == [1, 2]
@@ -527,7 +545,7 @@ def test_a_topic_exchange_routes_by_pattern(side: Side) -> None:
     assert side.receiver("deep").get(1) == ["app.x.y.end"]
 
 
-@pytest.mark.not_on("redis")  # it delivers once for each binding that fits
+@pytest.mark.not_on("redis", "our-redis")  # it delivers once for each binding that fits
 def test_a_queue_bound_twice_to_an_exchange_gets_a_message_once(side: Side) -> None:
     logs = Exchange(side.name("logs"), type="topic")
     channel = side.connection().channel()
@@ -580,7 +598,7 @@ def test_fanout_to_a_queue_that_nobody_reads_yet(side: Side) -> None:
         assert one.silent()
 
 
-@pytest.mark.not_on("redis")  # kombu's virtual transports cannot unbind there
+@pytest.mark.not_on("redis", "our-redis")  # kombu's virtual transports cannot unbind there
 def test_an_unbound_queue_gets_nothing_more(side: Side) -> None:
     jobs = Exchange(side.name("jobs"), type="direct")
     queue = side.queue("a", jobs, routing_key="a")
@@ -646,7 +664,7 @@ def test_a_batch_that_fails_sends_nothing_where_it_is_collected(side: Side) -> N
         producer.publish(1, exchange="", routing_key=side.name("q"))
         raise ZeroDivisionError
     one = side.receiver()
-    if side.kind == "amqp":
+    if side.kind.endswith("amqp"):
         assert one.get(1) == [1]
     else:
         assert one.silent()
