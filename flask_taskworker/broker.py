@@ -75,6 +75,8 @@ def drop(connection: kombu.Connection) -> None:
             connection.collect()  # AMQP says goodbye, and would wait for the answer
         else:
             connection.release()
+
+
 def _scheme(url: str) -> str:
     return url.split("://", 1)[0]
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import kombu
 
 from .broker import capabilities_of
-from .message import WireMessage
+from .message import copy_of
 from .queues import DEAD_SUFFIX, broker, known_queues
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def listing(app: TaskApp, queue: str | None = None, limit: int = 100) -> list[De
     :raises BrokerUnavailableError: if the broker cannot be reached.
     """
     with broker(app) as connection:
-        if capabilities_of(connection).dead_letter:
+        if capabilities_of(connection).lists_dead_letters:
             kept = connection.default_channel.dead_letters().list(queue, limit)
             return [_kept(letter) for letter in kept]
         found: list[DeadLetter] = []
@@ -72,11 +72,7 @@ def replay(app: TaskApp, ids: Iterable[str] | None = None, queue: str | None = N
     """
 
     def again(raw: Any, name: str) -> None:
-        headers = {k: v for k, v in raw.headers.items() if k != "x-dead-letter-reason"}
-        wire = WireMessage(
-            raw.body, raw.content_type, raw.content_encoding, headers, {"delivery_mode": 2}
-        )
-        app.publisher.send(name, wire)
+        app.publisher.send(name, copy_of(raw, {}))
 
     return _change(app, "replay", again, ids, queue)
 
@@ -99,7 +95,7 @@ def _change(
 ) -> int:
     wanted = None if ids is None else set(ids)
     with broker(app) as connection:
-        if capabilities_of(connection).dead_letter:
+        if capabilities_of(connection).lists_dead_letters:
             store = connection.default_channel.dead_letters()
             letters = [
                 letter for letter in store.list(queue, _ALL) if _is_in(_kept(letter), wanted)

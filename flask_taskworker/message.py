@@ -42,6 +42,8 @@ PROTOCOL_HEADERS = frozenset(
         "replaced_task_nesting", "stamped_headers", "stamps", "compression",
     }
 )  # fmt: skip
+#: Properties that a copy of a message has as well.
+_COPIED = ("correlation_id", "reply_to", "priority")
 #: What brokers and workers note on a message underway. It ends with it: a retry is another one.
 UNDERWAY_HEADERS = frozenset(
     {
@@ -266,6 +268,27 @@ def origin() -> str:
         _origins.clear()  # a forked child has its own
         _origins[pid] = f"gen{pid}@{socket.gethostname()}"
     return _origins[pid]
+
+
+def copy_of(received: Received, more_headers: Mapping[str, Any]) -> WireMessage:
+    """A received message to be sent again, without what was noted on it underway.
+
+    :param more_headers: headers to add to its own.
+    """
+    headers = dict(received.headers) if isinstance(received.headers, Mapping) else {}
+    # kombu unpacked the body; a header that says it is packed would be wrong now
+    for name in ("compression", *UNDERWAY_HEADERS):
+        headers.pop(name, None)
+    known = received.properties if isinstance(received.properties, Mapping) else {}
+    properties = {name: known[name] for name in _COPIED if known.get(name) is not None}
+    body, content_type, encoding = received.body, received.content_type, received.content_encoding
+    return WireMessage(
+        body if isinstance(body, (bytes, str)) else repr(body),
+        content_type if isinstance(content_type, str) else "application/data",
+        encoding if isinstance(encoding, str) else "binary",
+        headers | dict(more_headers),
+        {**properties, "delivery_mode": 2},
+    )
 
 
 # -- reading ------------------------------------------------------------------------------

@@ -25,9 +25,11 @@ class Capabilities:
     delayed: bool = False
     #: ``channel.requeue(tag, delay=seconds, count_delivery=False)`` sends one back for a time.
     delayed_requeue: bool = False
-    #: ``channel.dead_letter(tag, reason)`` keeps a message aside, and
-    #: ``channel.dead_letters()`` finds it again; see :mod:`flask_taskworker.dead_letters`.
+    #: ``channel.dead_letter(tag, reason)`` keeps a message aside in one step.
     dead_letter: bool = False
+    #: ``channel.dead_letters()`` finds what was kept aside; see
+    #: :mod:`flask_taskworker.dead_letters`.
+    lists_dead_letters: bool = False
     #: ``channel.settle_with(tag, statements, ring)`` stores a result together with the
     #: acknowledgement, in one transaction.
     atomic_settle: bool = False

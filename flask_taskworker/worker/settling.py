@@ -11,7 +11,7 @@ from .. import failpoints, states
 from ..backends.base import TaskRecord
 from ..backends.encoding import encode_exception
 from ..exceptions import BrokerUnavailableError, InvalidMessageError
-from ..message import UNDERWAY_HEADERS, Unreadable, WireMessage
+from ..message import Unreadable, copy_of
 from ..queues import DEAD_SUFFIX
 from .delivery import DELIVERIES_HEADER, Delivery, Outcome, Settlement
 
@@ -23,8 +23,6 @@ log = logging.getLogger("flask_taskworker.worker")
 
 #: A message that is due later than this is sent to wait in the broker, if it can. Seconds.
 LONGEST_HOLD = 5.0
-#: What a copy of a message takes along besides headers and body.
-_PROPERTIES = ("correlation_id", "reply_to", "priority")
 
 
 class Settler:
@@ -84,11 +82,7 @@ class Settler:
         return True
 
     def _send_copy(self, delivery: Delivery, headers: dict[str, Any], **properties: Any) -> None:
-        raw = delivery.raw
-        wire = _copy(raw, headers)
-        for name in _PROPERTIES:
-            if (value := (raw.properties or {}).get(name)) is not None:
-                wire.properties[name] = value
+        wire = copy_of(delivery.raw, headers)
         wire.properties.update(properties)
         self._app.publisher.send(delivery.queue, wire)
 
@@ -184,19 +178,7 @@ class Settler:
         failpoints.hit("after_dead_letter")
 
     def _publish_dead_letter(self, raw: Any, queue: str, reason: str) -> None:
-        self._app.publisher.send(queue, _copy(raw, {"x-dead-letter-reason": reason}))
-
-
-def _copy(raw: Any, more_headers: dict[str, Any]) -> WireMessage:
-    """A received message to be sent again, with more headers."""
-    headers = dict(raw.headers) if isinstance(raw.headers, dict) else {}
-    # kombu unpacked the body; a header that says it is packed would be wrong now
-    for name in ("compression", *UNDERWAY_HEADERS):
-        headers.pop(name, None)
-    body = raw.body if isinstance(raw.body, (bytes, str)) else repr(raw.body)
-    content_type = raw.content_type if isinstance(raw.content_type, str) else "application/data"
-    encoding = raw.content_encoding if isinstance(raw.content_encoding, str) else "binary"
-    return WireMessage(body, content_type, encoding, headers | more_headers, {"delivery_mode": 2})
+        self._app.publisher.send(queue, copy_of(raw, {"x-dead-letter-reason": reason}))
 
 
 def store_alone(app: TaskApp, outcome: Outcome) -> None:

@@ -55,6 +55,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         delayed=True,
         delayed_requeue=True,
         dead_letter=True,
+        lists_dead_letters=True,
         atomic_settle=True,
         leased=True,
         cheap_prefetch=True,
