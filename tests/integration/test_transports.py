@@ -187,18 +187,18 @@ def test_a_countdown_is_not_run_before_it_is_due(room: Room) -> None:
         assert room.add.delay(1).get(timeout=PATIENCE) == 1, "others are not held up"
         assert handle.get(timeout=PATIENCE) == "later"
     ((_, _, started),) = [run for run in room.started if run[0] == "note"]
-    assert 1.0 <= started - sent < 3.0
+    assert 1.0 <= started - sent < 10.0
 
 
 def test_a_countdown_survives_the_worker_that_held_it(room: Room, transport: str) -> None:
     sent = time.time()
-    handle = room.note.apply_async(["later"], countdown=1.0)
+    handle = room.note.apply_async(["later"], countdown=4.0)
     with room.worker():
         room.add.delay(1).get(timeout=PATIENCE)  # it has seen the first one as well
     assert not room.starts("note")
     with room.worker():
         assert handle.get(timeout=PATIENCE) == "later"
-    assert room.started[-1][2] - sent >= 1.0
+    assert room.started[-1][2] - sent >= 4.0
     assert len(room.starts("note")) == 1
 
 
