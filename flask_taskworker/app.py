@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .result import AsyncResult
 
 if TYPE_CHECKING:
+    from kombu.clocks import LamportClock
+
     from .backends.base import ResultBackend
     from .config import Config
+    from .control import Control
     from .message import TaskMessage
     from .options import CallOptions
     from .publisher import Publisher
@@ -52,13 +55,27 @@ class TaskApp:
     def publisher(self) -> Publisher:
         from .publisher import Publisher
 
-        return Publisher(self.config)
+        return Publisher(self.config, self.clock)
 
     @cached_property
     def backend(self) -> ResultBackend:
         from .backends import create_backend
 
         return create_backend(self.config, lambda queue, wire: self.publisher.reply(queue, wire))
+
+    @cached_property
+    def control(self) -> Control:
+        """Remote control of the workers."""
+        from .control import Control
+
+        return Control(self)
+
+    @cached_property
+    def clock(self) -> LamportClock:
+        """The logical clock that orders what the processes of a broker say."""
+        from kombu.clocks import LamportClock
+
+        return LamportClock()
 
     @cached_property
     def _compose(self) -> Callable[..., TaskMessage]:
@@ -68,7 +85,7 @@ class TaskApp:
 
     def result(self, task_id: str) -> AsyncResult[Any]:
         """The handle to the call with this id."""
-        return AsyncResult(task_id, self.backend)
+        return AsyncResult(task_id, self.backend, self)
 
     def send(
         self,
@@ -94,7 +111,7 @@ class TaskApp:
             retry_policy=options.get("retry_policy"),
             reply_queue=self.backend.reply_queue(),
         )
-        return AsyncResult(message.id, self.backend)
+        return AsyncResult(message.id, self.backend, self)
 
     def _reply_to(self) -> str:
         queue = self.backend.reply_queue()

@@ -44,11 +44,14 @@ _POLL_BUSY, _POLL_IDLE = 0.002, 0.02
 _NO_RETRY = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
 
 
-def broker_connection(config: Config, role: Literal["publish", "consume"]) -> kombu.Connection:
+def broker_connection(
+    config: Config, role: Literal["publish", "consume", "control"]
+) -> kombu.Connection:
     """A connection to the configured broker; nothing is opened yet.
 
     :param role: a publisher's waits are cut by ``TASKER_PUBLISH_TIMEOUT``; a consumer
-        may wait for messages as long as it likes.
+        may wait for messages as long as it likes. Remote control does both, and reads
+        broadcasts alone.
     """
     options = {**_NO_RETRY, **_defaults(config, role), **config.transport_options}
     transport = None
@@ -64,7 +67,7 @@ def broker_connection(config: Config, role: Literal["publish", "consume"]) -> ko
         transport=transport,
         connect_timeout=config.publish_timeout / 2,
         transport_options=options,
-        heartbeat=_HEARTBEAT if role == "consume" else 0,
+        heartbeat=_HEARTBEAT if role != "publish" else 0,
     )
 
 
@@ -92,14 +95,20 @@ def _defaults(config: Config, role: str) -> dict[str, Any]:
     timeout = config.publish_timeout / 2
     scheme = _scheme(config.broker_url)
     if scheme.startswith("taskworker+"):
+        broadcasts = {"broadcasts": role == "control"}
         if role == "consume":
             return {**sql_options(config), "busy_timeout": CONSUMER_BUSY_TIMEOUT}
         busy = {"busy_timeout": config.publish_timeout, "answer_timeout": PUBLISHER_ANSWER_TIMEOUT}
-        return {**sql_options(config), **busy}
+        return {**sql_options(config), **busy, **broadcasts}
     if scheme in _AMQP:
-        # A consumer reads only what is there, or the answer to a question of its own.
-        wait = timeout if role == "publish" else 2 * timeout
-        return {"confirm_publish": True, "read_timeout": wait, "write_timeout": wait}
+        # A consumer reads only what is there, or the answer to a question of its own. What
+        # remote control sends is of use now or never.
+        wait = 2 * timeout if role == "consume" else timeout
+        return {
+            "confirm_publish": role != "control",
+            "read_timeout": wait,
+            "write_timeout": wait,
+        }
     if scheme in _REDIS:
         # A consumer reads only what is there, or comes within a second: it needs no longer.
         return {
@@ -147,24 +156,27 @@ def wait_for_messages(
     connection: kombu.Connection,
     capabilities: Capabilities,
     timeout: float,
-    wake: int,
+    wake: int | None,
     *,
-    busy: bool,
+    busy: bool = False,
+    poll: float | None = None,
 ) -> None:
     """Block until a message may be there, ``wake`` is readable, or ``timeout`` is over.
 
     :param timeout: seconds.
-    :param wake: a file descriptor that some other thread makes readable; it is not read.
+    :param wake: a file descriptor that some other thread makes readable, if there is one; it
+        is not read.
     :param busy: whether tasks are running; a transport that has to be polled is then
         polled more often.
+    :param poll: how often such a transport is polled instead, in seconds.
     """
     if capabilities.wake:
         connection.transport.wait(connection, timeout, wake)
         return
     sockets = _sockets(connection)
     if not sockets:
-        timeout = min(timeout, _POLL_BUSY if busy else _POLL_IDLE)
-    select.select([*sockets, wake], [], [], timeout)
+        timeout = min(timeout, poll or (_POLL_BUSY if busy else _POLL_IDLE))
+    select.select(sockets if wake is None else [*sockets, wake], [], [], timeout)
 
 
 def interrupt(connection: kombu.Connection) -> bool:

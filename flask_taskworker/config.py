@@ -303,6 +303,28 @@ class Config:
         celery="timezone",
         example="Europe/Berlin",
     )
+    remote_control: bool = _setting(
+        "TASKER_REMOTE_CONTROL",
+        kinds.FLAG,
+        True,
+        "Let workers answer inspect and control commands.",
+        celery="worker_enable_remote_control CELERY_ENABLE_REMOTE_CONTROL",
+    )
+    send_task_events: bool = _setting(
+        "TASKER_SEND_TASK_EVENTS",
+        kinds.FLAG,
+        False,
+        "Let workers send an event for each step of a task, for monitors; the same as -E. A "
+        "monitor can switch it on as well.",
+        celery="worker_send_task_events CELERY_SEND_TASK_EVENTS CELERY_SEND_EVENTS",
+    )
+    send_sent_event: bool = _setting(
+        "TASKER_SEND_SENT_EVENT",
+        kinds.FLAG,
+        False,
+        "Send an event for each task that is sent.",
+        celery="task_send_sent_event CELERY_SEND_TASK_SENT_EVENT",
+    )
     always_eager: bool = _setting(
         "TASKER_ALWAYS_EAGER",
         kinds.FLAG,

@@ -40,6 +40,7 @@ from .task import Task, current_request
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from .control import Control
     from .options import TaskOptions
     from .result import AsyncResult
     from .worker.supervisor import Worker
@@ -211,6 +212,11 @@ class BaseTaskWorker:
     def AsyncResult(self, task_id: str) -> AsyncResult[Any]:
         """The handle to the result of an earlier call, by its id."""
         return self.task_app().result(task_id)
+
+    @property
+    def control(self) -> Control:
+        """Remote control of the workers: inspect them, steer them, revoke tasks."""
+        return self.task_app().control
 
     # -- finding the app ------------------------------------------------------------------
 

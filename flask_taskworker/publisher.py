@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import kombu
+from kombu.clocks import LamportClock
 
 from . import clock, failpoints, signals
 from .broker import (
@@ -19,11 +21,14 @@ from .broker import (
 )
 from .config import mask_url
 from .exceptions import BrokerUnavailableError, MessageTooLargeError
-from .message import TaskMessage, WireMessage, encode
+from .message import TaskMessage, WireMessage, encode, origin
 from .stock import Stock
 
 if TYPE_CHECKING:
     from .config import Config
+    from .transports.fleet import Fleet
+
+log = logging.getLogger("flask_taskworker")
 
 #: How often and how fast a publish is tried again; the numbers are Celery's.
 RETRY_POLICY: dict[str, float] = {
@@ -40,10 +45,13 @@ class Publisher:
     """Publishes task messages. Safe to use from several threads, and after a fork.
 
     Each thread that publishes borrows a connection from a small stock and gives it back.
+
+    :param logical_clock: what stamps the events about what is sent.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, logical_clock: LamportClock | None = None) -> None:
         self.config = config
+        self._clock = logical_clock or LamportClock()
         self._stock = Stock(
             lambda: _Sender(config),
             _Sender.close,
@@ -94,11 +102,40 @@ class Publisher:
         failpoints.hit("before_publish")
         self._bounded(lambda sender: sender.send(queue, wire, reply_queue), policy)
         failpoints.hit("after_publish")
+        if config.send_sent_event:
+            self._announce(message, wire, queue)
         if signals.after_task_publish.receivers:
             signals.after_task_publish.notify(
                 message.task, body=_body(message), exchange="", routing_key=queue,
                 headers=wire.headers,
             )  # fmt: skip
+
+    def _announce(self, message: TaskMessage, wire: WireMessage, queue: str) -> None:
+        """Send the event ``task-sent``. The task is on its way, whatever comes of this."""
+        from . import events
+
+        fields = {
+            "uuid": message.id,
+            "root_id": wire.headers["root_id"],
+            "parent_id": message.parent_id,
+            "name": message.task,
+            "args": wire.headers["argsrepr"],
+            "kwargs": wire.headers["kwargsrepr"],
+            "retries": message.retries,
+            "eta": wire.headers["eta"],
+            "expires": wire.headers["expires"],
+            "queue": queue,
+            "exchange": "",
+            "routing_key": queue,
+        }
+        body = events.event("task-sent", origin(), self._clock.forward(), fields)
+        try:
+            self._bounded(
+                lambda sender: events.publish(sender.channel(), body, "task.sent", origin()),
+                {**RETRY_POLICY, "max_retries": 0},
+            )
+        except Exception as exc:
+            log.warning("no event about the sending of task %s: %s", message.id, exc)
 
     def send(self, queue: str, wire: WireMessage) -> None:
         """Send an encoded message to a task queue; raises as :meth:`publish`."""
@@ -112,6 +149,23 @@ class Publisher:
         """How many messages wait in a queue (an estimate on large SQL queues)."""
         size: int = self._bounded(lambda sender: sender.queue_size(queue), RETRY_POLICY)
         return size
+
+    def with_fleet(self, action: Callable[[Fleet], Any]) -> Any:
+        """Do something with what the broker keeps for all workers; None if it keeps nothing.
+
+        :raises BrokerUnavailableError: as :meth:`publish`.
+        """
+        from .transports.fleet import fleet_of
+
+        def act(sender: _Sender) -> Any:
+            fleet = fleet_of(sender.channel())
+            return None if fleet is None else action(fleet)
+
+        return self._bounded(act, RETRY_POLICY)
+
+    def unavailable(self, exc: BaseException) -> BrokerUnavailableError:
+        """What to tell who wanted to use the broker."""
+        return _unavailable(self.config, exc)
 
     def _bounded(self, action: Callable[[_Sender], Any], policy: Mapping[str, float]) -> Any:
         # One attempt may take half of the time, as connecting does. The last one has to start

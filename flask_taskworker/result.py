@@ -6,8 +6,10 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from . import states
+from .exceptions import NotInitialisedError
 
 if TYPE_CHECKING:
+    from .app import TaskApp
     from .backends.base import ResultBackend, TaskRecord
 
 R = TypeVar("R", covariant=True)
@@ -18,13 +20,15 @@ class AsyncResult(Generic[R]):
 
     :param task_id: the id of the call.
     :param backend: where the results are kept.
+    :param app: who reaches the workers, for :meth:`revoke`.
     """
 
-    def __init__(self, task_id: str, backend: ResultBackend) -> None:
+    def __init__(self, task_id: str, backend: ResultBackend, app: TaskApp | None = None) -> None:
         if not task_id:
             raise ValueError("a result needs the id of a task, got " + repr(task_id))
         self.id = task_id
         self._backend = backend
+        self._app = app
         self._final: TaskRecord | None = None
 
     def __repr__(self) -> str:
@@ -104,6 +108,22 @@ class AsyncResult(Generic[R]):
         """Delete what is stored about this task."""
         self._final = None
         self._backend.forget(self.id)
+
+    def revoke(
+        self, terminate: bool = False, signal: str | int = "SIGTERM", **options: Any
+    ) -> list[dict[str, Any]] | None:
+        """Have the task not run; see :meth:`~flask_taskworker.control.Control.revoke`.
+
+        :param terminate: end it also if it is running; only processes can.
+        :param signal: what to end it with.
+        :raises BrokerError: if the workers cannot be reached.
+        """
+        if self._app is None:
+            raise NotInitialisedError(
+                f"the handle to task {self.id} was made without an app. Take it from "
+                "task_worker.AsyncResult(task_id)."
+            )
+        return self._app.control.revoke(self.id, terminate, signal, **options)
 
     def _read(self) -> TaskRecord | None:
         if self._final is not None:

@@ -63,6 +63,9 @@ _VIRTUAL = frozenset(
 )  # fmt: skip
 _AMQP = frozenset({"amqp", "amqps", "pyamqp", "librabbitmq"})
 _REAL = _AMQP | {"qpid", "confluentkafka", "kafka"}
+#: Those of kombu whose fanout exchanges reach all who may listen. Memory reaches one process,
+#: but nobody else can use that broker.
+_FANOUT = _AMQP | {"memory", "redis", "rediss", "sentinel"}
 
 
 def capabilities_of(connection: kombu.Connection) -> Capabilities:
@@ -74,9 +77,9 @@ def capabilities_of(connection: kombu.Connection) -> Capabilities:
     """
     name = connection.transport_cls
     if name in _VIRTUAL:
-        return Capabilities(cheap_prefetch=True)
+        return Capabilities(cheap_prefetch=True, fanout=name in _FANOUT)
     if name in _REAL:
-        return Capabilities(counts_consumers=name in _AMQP)
+        return Capabilities(fanout=name in _FANOUT, counts_consumers=name in _AMQP)
     declared = getattr(get_transport_cls(name), "capabilities", None)
     return declared if isinstance(declared, Capabilities) else Capabilities()
 

@@ -72,6 +72,7 @@ class Consumer:
     :param maintain: upkeep; gives the seconds until it wants to be called again.
     :param observer: follows what happens to the deliveries.
     :param rates: how many runs of a task may start in a time.
+    :param refuse: asked before each run; gives the outcome of a delivery that must not run.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Consumer:
         maintain: Callable[[], float] = lambda: 60.0,
         observer: Observer | None = None,
         rates: RateLimits | None = None,
+        refuse: Callable[[Delivery], Outcome | None] = lambda delivery: None,
     ) -> None:
         self.app = app
         self.pool = pool
@@ -99,6 +101,7 @@ class Consumer:
         self._maintain = maintain
         self._observer: Observer = observer or Nobody()
         self.rates = rates or RateLimits(app)
+        self._refuse = refuse
         self._prefetch = Prefetch(pool.size)
         # Plain values, no locks: stop() is called in signal handlers.
         self.connection: kombu.Connection | None = None
@@ -113,7 +116,13 @@ class Consumer:
         self._strays = Strays(pool)
         self._ended: deque[tuple[Delivery, Outcome]] = deque()
         self._ended_before: deque[tuple[Delivery, Outcome]] = deque()  # on an earlier connection
-        self._unsettled = 0  # received on this connection, and not settled yet
+        # Received on this connection, and not settled yet; by identity.
+        self._unsettled: dict[int, Delivery] = {}
+        self._requests: deque[Callable[[], object]] = deque()
+        #: What is read from, by the queue's name, where it is not what the name says.
+        self._entities: dict[str, kombu.Queue] = {}
+        #: Queues that rest, because the broker itself would hand out their messages.
+        self.resting: set[str] = set()
         self._next_maintenance = clock.monotonic() + 1.0
         self._next_complaint = clock.monotonic()
         self._last_move = self._last_work = clock.monotonic()
@@ -133,6 +142,103 @@ class Consumer:
         self._stop_at = deadline if self._stop_at is None else min(self._stop_at, deadline)
         self._stopping = True
         self._waker.wake()
+
+    # -- for other threads ----------------------------------------------------------------
+
+    def request(self, action: Callable[[], object]) -> None:
+        """Have the consumer's thread do something at its next turn."""
+        self._requests.append(action)
+        self._waker.wake()
+
+    def unsettled(self) -> list[Delivery]:
+        """The deliveries in this worker's hands: held for later, waiting, running."""
+        while True:
+            try:
+                return list(self._unsettled.values())
+            except RuntimeError:  # it changed meanwhile
+                continue
+
+    def held(self) -> list[Delivery]:
+        """Those of them that wait here for their time."""
+        while True:
+            try:
+                return [delivery for _, _, delivery in sorted(self._held)]
+            except RuntimeError:
+                continue
+
+    @property
+    def prefetch_limit(self) -> int:
+        """How many messages may be in this worker's hands."""
+        return self._prefetch.limit
+
+    def entity(self, queue: str) -> kombu.Queue:
+        """The queue that is read under a name."""
+        return self._entities.get(queue) or task_queue(queue)
+
+    # -- requests: in the consumer's thread, while it is connected ------------------------
+
+    def add_queue(self, queue: kombu.Queue) -> None:
+        """Read another queue."""
+        name = queue.name
+        before = self._entities.get(name)
+        self._entities[name] = queue
+        try:
+            if name not in self.resting:
+                self._read(name)
+        except BaseException:  # the broker refuses it: it must not be tried for ever
+            self._entities.pop(name)
+            if before is not None:
+                self._entities[name] = before
+            raise
+        if name not in self.queues:
+            self.queues.append(name)
+
+    def cancel_queue(self, name: str) -> None:
+        """Read a queue no more."""
+        if name in self.queues:
+            self.queues.remove(name)
+        self._consumer.cancel_by_queue(name)
+
+    def rest_queue(self, name: str) -> None:
+        """Stop reading a queue until :meth:`resume_queue`."""
+        self.resting.add(name)
+        if name in self.queues:
+            self._consumer.cancel_by_queue(name)
+
+    def resume_queue(self, name: str) -> None:
+        """Undo :meth:`rest_queue`."""
+        self.resting.discard(name)
+        if name in self.queues:
+            self._read(name)
+
+    def refuse_again(self) -> None:
+        """Ask of everything that has not started whether it may still run."""
+        kept = []
+        for entry in self._held:
+            if not self._refused(entry[2]):
+                kept.append(entry)
+        self._held = kept
+        heapq.heapify(self._held)
+        for delivery in self.pool.withdraw():
+            if not self._refused(delivery):
+                self.pool.submit(delivery)
+
+    def _read(self, name: str) -> None:
+        if not self._consumer.consuming_from(name):
+            self._consumer.add_queue(self.entity(name))
+            self._consumer.consume()
+
+    def _do_requests(self) -> None:
+        while self._requests:
+            action = self._requests.popleft()
+            try:
+                action()
+            except recoverable_errors(self._connection):
+                raise
+            except Exception:
+                log.exception("a command to this worker failed")
+
+    # -- the loop -------------------------------------------------------------------------
 
     def run(self) -> None:
         """Consume until stopped; reconnect whenever the broker went away.
@@ -185,11 +291,11 @@ class Consumer:
         self._settler = Settler(self.app, channel, self._capabilities)
         self._held.clear()  # the broker hands them out again
         self._strays.gather()
-        self._unsettled = 0
+        self._unsettled.clear()
         self._prefetch.reset()
         consumer = self._consumer = kombu.Consumer(
             channel,
-            queues=[task_queue(name) for name in self.queues],
+            queues=[self.entity(name) for name in self.queues if name not in self.resting],
             on_message=self._received,
             # kombu could not decompress it; parse() says so
             on_decode_error=lambda raw, exc: self._received(raw),
@@ -221,6 +327,8 @@ class Consumer:
         """Settle, reserve, wait: once. True when there is nothing left to do here."""
         self.turned_at = clock.monotonic()
         self._waker.clear()
+        if self._requests:
+            self._do_requests()
         self._settle()
         if self._stopping:
             self._tell_of_stop()
@@ -271,7 +379,7 @@ class Consumer:
     def _settle_one(self, delivery: Delivery, outcome: Outcome) -> None:
         if delivery.acknowledged or delivery.epoch == self._epoch:
             self._settler.settle(delivery, outcome)
-            self._unsettled -= delivery.epoch == self._epoch
+            self._unsettled.pop(id(delivery), None)
         else:
             self._strays.ended(delivery, outcome)
 
@@ -283,7 +391,7 @@ class Consumer:
         room = self._prefetch.room(self.pool.load())
         if len(self._held) >= MOST_HELD:
             room = 0
-        self._prefetch.apply(self._channel, self._capabilities, room, self._unsettled)
+        self._prefetch.apply(self._channel, self._capabilities, room, len(self._unsettled))
         if room <= 0:
             return 0
         while self._prefetch.received - before < room:
@@ -295,7 +403,6 @@ class Consumer:
 
     def _received(self, raw: Any) -> None:
         self._prefetch.received += 1
-        self._unsettled += 1
         info = raw.delivery_info or {}
         queue = str(info.get("routing_key") or self.queues[0])
         message = parse(raw, self.app.config.accept_content)
@@ -304,9 +411,9 @@ class Consumer:
                 error = InvalidMessageError(message.reason)
                 signals.task_rejected.notify(self, message=raw, exc=error)
             self._settler.park(raw, queue, message)
-            self._unsettled -= 1
             return
         delivery = Delivery(raw, message, queue, self._epoch)
+        self._unsettled[id(delivery)] = delivery
         if self._stopping or self._finished_burst:  # sent before the broker heard of the end
             self._give_back([delivery])
             return
@@ -314,12 +421,17 @@ class Consumer:
         if outcome is not None:
             if isinstance(outcome, Outcome):  # it has ended; else its run goes on
                 self._ended_before.append((delivery, outcome))
+            else:
+                del self._unsettled[id(delivery)]
+                self._unsettled.update((id(d), d) for d in self.pool.running() if d.raw is raw)
             return
         if not self._settler.keeps(delivery):
             self._unsettled -= 1
             return
         self._tell(self._observer.received, delivery)
         signals.task_received.notify(self, request=message)
+        if self._refused(delivery):
+            return
         wait = 0.0 if message.eta is None else message.seconds_until_due()
         if wait > 0 and not message.has_expired():
             self._hold(delivery, wait)
@@ -330,7 +442,7 @@ class Consumer:
         """Let a delivery wait: in the store if that can do it, else here."""
         if self._may_send_away and seconds > HELD_HERE:
             self._settler.send_away(delivery, seconds)
-            self._unsettled -= 1
+            self._unsettled.pop(id(delivery), None)
             return
         due = clock.monotonic() + seconds
         heapq.heappush(self._held, (due, next(self._order), delivery))
@@ -343,7 +455,7 @@ class Consumer:
             wait = self.rates.reserve(name, AHEAD if self._may_send_away else math.inf)
         if wait is None:
             self._settler.send_away(delivery, self.rates.send_away(name))
-            self._unsettled -= 1
+            self._unsettled.pop(id(delivery), None)
         elif wait > 0:
             delivery.has_token = True
             due = clock.monotonic() + wait
@@ -351,7 +463,17 @@ class Consumer:
         else:
             self._submit(delivery)
 
+    def _refused(self, delivery: Delivery) -> bool:
+        outcome = self._refuse(delivery)
+        if outcome is None:
+            return False
+        self._ended.append((delivery, outcome))
+        self._waker.wake()
+        return True
+
     def _submit(self, delivery: Delivery) -> None:
+        if self._refused(delivery):
+            return
         if not self._acks_late(delivery.message):
             self._settler.acknowledge_before_run(delivery)
         self._last_move = clock.monotonic()  # its thread needs a moment to take it
@@ -398,7 +520,7 @@ class Consumer:
     def _give_back(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
             if delivery.epoch == self._epoch:
-                self._unsettled -= 1
+                self._unsettled.pop(id(delivery), None)
                 self._settler.give_back(delivery)
 
     # -- waiting and stopping -------------------------------------------------------------
@@ -444,7 +566,7 @@ class Consumer:
             log.info("task %s[%s] has not started; its message goes back", name, task_id)
             self._give_back([delivery])
         self._held.clear()
-        if self._unsettled <= 0:  # what has ended since is to be settled before we go
+        if not self._unsettled:  # what has ended since is to be settled before we go
             return True
         running = self.pool.running()
         if self._stop_at is not None and clock.monotonic() < self._stop_at:

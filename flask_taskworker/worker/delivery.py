@@ -54,7 +54,8 @@ class Delivery:
     ``epoch`` counts the connections of the consumer: what was reserved on an older one
     can no longer be settled, its broker hands it out again. ``watched`` says that somebody
     follows its events. ``started`` is when its run began, in epoch seconds, and ``pid`` the
-    process it runs in; None before. ``has_token`` says that its task's rate limit lets it start.
+    process it runs in; None before. ``has_token`` says that its task's rate limit lets it
+    start, ``announced`` that its start was told.
     """
 
     raw: Any
@@ -66,6 +67,7 @@ class Delivery:
     has_token: bool = False
     started: float | None = None
     pid: int | None = None
+    announced: bool = False
 
     @property
     def delivery_count(self) -> int:

@@ -112,6 +112,22 @@ class Executor:
             )
         return outcome._replace(runtime=clock.monotonic() - started)
 
+    def revoked(self, delivery: Delivery) -> Outcome:
+        """The outcome of a delivery that must not run. Never raises, and never waits long."""
+        message = delivery.message
+        log.info("task %s[%s] is revoked", message.task, message.id)
+        task = self.app.registry.get(message.task)
+        outcome = self._done(delivery, task, states.REVOKED, TaskRevokedError("revoked"))
+        if outcome.record is None:
+            return outcome
+        try:
+            if self.stores_with_settlement:
+                return outcome._replace(statement=self.backend.statement(outcome.record))
+            self.backend.store(outcome.record)
+        except Exception as exc:
+            log.warning("REVOKED of task %s is not stored: %s", message.id, exc)
+        return outcome._replace(record=None)
+
     def _take(self, delivery: Delivery) -> Outcome:
         message = delivery.message
         task = self.app.registry.get(message.task)

@@ -11,16 +11,20 @@ from .. import signals
 from ..exceptions import ConfigurationError
 from ..queues import known_queues
 from .consumer import Consumer
+from .control import RemoteControl
+from .events import EventSender
 from .executor import Executor
 from .nodes import node_name
 from .os_signals import os_signals
 from .pool import Pool, SoloPool, ThreadPool
 from .rates import RateLimits
+from .state import WorkerState
 from .waker import Waker
 from .watchdog import Watchdog
 
 if TYPE_CHECKING:
     from ..app import TaskApp
+    from .delivery import Delivery, Outcome
 
 __all__ = ["POOLS", "PoolName", "Worker", "os_signals"]
 
@@ -45,6 +49,8 @@ class Worker:
     :param pool: ``"threads"``, or ``"solo"`` for one task at a time in this thread.
     :param hostname: the node name; ``%h`` stands for the host, ``%n`` for its first part.
     :param burst: end when the queues are empty.
+    :param task_events: send an event for each step of a task; the default is
+        ``TASKER_SEND_TASK_EVENTS``.
     """
 
     def __init__(
@@ -56,6 +62,7 @@ class Worker:
         pool: PoolName = "threads",
         hostname: str | None = None,
         burst: bool = False,
+        task_events: bool | None = None,
     ) -> None:
         self.app = app
         self.queues = list(queues) if queues else known_queues(app)
@@ -70,6 +77,10 @@ class Worker:
         self._executor = Executor(app, self.hostname, stores_with_settlement=atomic)
         self.pool_name = pool
         self.pool = self._make_pool(pool, concurrency or app.config.concurrency)
+        self.state = WorkerState(self)
+        self.remote = RemoteControl(self.state, answers=app.config.remote_control)
+        told = app.config.send_task_events if task_events is None else task_events
+        self.state.events = EventSender(self.state, self.remote.wake, tasks=told)
         self.consumer = Consumer(
             app,
             self.pool,
@@ -80,6 +91,8 @@ class Worker:
             maintain=self._maintain,
             rates=self.rates,
             on_stopping=self._is_stopping,
+            observer=self.state.events,
+            refuse=self._refuse,
         )
         signals.celeryd_init.notify(self.hostname, instance=self, conf=app.config, options={})
         signals.celeryd_after_setup.notify(self.hostname, instance=self, conf=app.config)
@@ -94,11 +107,13 @@ class Worker:
     def run(self) -> None:
         """Work until :meth:`stop` is called, or in a burst until the queues are empty."""
         signals.worker_init.notify(self)
+        self.remote.start()
         try:
             with Watchdog(self.consumer):
                 self.consumer.run()
         finally:
             self.ready.clear()
+            self.remote.stop()
             self._executor.close()
             self.pool.stop()
             self._waker.close()
@@ -124,6 +139,10 @@ class Worker:
         """
         self.restarting = True
         self.stop(reason="SIGHUP")
+    def _refuse(self, delivery: Delivery) -> Outcome | None:
+        """What becomes of a delivery that must not run."""
+        revoked = self.state.revoked.covers(delivery.message)
+        return self._executor.revoked(delivery) if revoked else None
 
     def _is_ready(self) -> None:
         if not self.ready.is_set():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from . import routing
 from .codec import encode
 from .dialects.base import Encoded
-from .doorbell import MESSAGES
+from .doorbell import BROADCASTS, MESSAGES
 
 if TYPE_CHECKING:
     from .channel import Channel
@@ -51,6 +51,8 @@ class PublishBatch:
         if rows:
             held = self.channel.publishing()
             held.transaction(lambda: self._store(held, rows))
+            if any(exchange for exchange, _, _ in rows):
+                held.database.doorbell.ring(BROADCASTS)
             held.database.doorbell.ring(MESSAGES)
 
     def discard(self) -> None:

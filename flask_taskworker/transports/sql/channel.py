@@ -16,7 +16,7 @@ from .batch import PublishBatch
 from .codec import checked_name, encode
 from .connection import HeldConnection
 from .dialects.base import Encoded
-from .doorbell import MESSAGES
+from .doorbell import BROADCASTS, MESSAGES
 from .entities import Entities
 from .errors import DatabaseUnavailableError, DatabaseUnusableError
 from .settling import Settling
@@ -40,12 +40,14 @@ class Channel(Entities, Settling):
         :raises MessageTooLargeError: above ``max_message_bytes``; nothing was stored.
         :raises DatabaseUnavailableError: nothing was stored, as far as can be known.
         """
-        held = self.publishing()
+        transient = message["properties"].get("delivery_mode") == 1
+        held = self.held() if transient else self.publishing()
         database = held.database
         row = encode(message, exchange, routing_key, database.now(), self.options.max_message_bytes)
         database.dialect.check_size(row)
         if exchange:
-            self.route(held, exchange, routing_key, row)
+            self.route(held, exchange, routing_key, row, wanted=not transient)
+            database.doorbell.ring(BROADCASTS)
         else:
             routing.put(held, routing_key, row)
         database.doorbell.ring(MESSAGES)
@@ -112,11 +114,23 @@ class Channel(Entities, Settling):
             held.set_durable(self.options.durable)
         return held
 
-    def route(self, held: HeldConnection, exchange: str, routing_key: str, row: Encoded) -> None:
-        """Store a message in the queues bound to an exchange."""
+    def route(
+        self,
+        held: HeldConnection,
+        exchange: str,
+        routing_key: str,
+        row: Encoded,
+        wanted: bool = True,
+    ) -> None:
+        """Store a message in the queues bound to an exchange.
+
+        :param wanted: whether it is worth a word, or a dead letter, if there is none.
+        """
         kind = self._exchange_type(held, checked_name(exchange, "exchange"))
         checked_name(routing_key, "routing key")
         if routing.route(held, kind, exchange, routing_key, row):
+            return
+        if not wanted:
             return
         if self.deadletter_queue:
             routing.put(held, self.deadletter_queue, row)

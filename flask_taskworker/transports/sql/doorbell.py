@@ -35,8 +35,10 @@ log = logging.getLogger(__name__)
 
 #: A slot's kind: somebody waits for messages ...
 MESSAGES = 1
-#: ... or for results.
+#: ... or for results ...
 RESULTS = 2
+#: ... or for what goes through an exchange: broadcasts, and answers to them.
+BROADCASTS = 3
 
 _MAGIC = b"TWBELL1\0"
 _STATES = 64
@@ -176,7 +178,7 @@ class Slot:
         self.close()
 
 
-_BYTES = {MESSAGES: bytes([MESSAGES]), RESULTS: bytes([RESULTS])}
+_BYTES = {kind: bytes([kind]) for kind in (MESSAGES, RESULTS, BROADCASTS)}
 
 
 def path_for(url: str, prefix: str, file: str | None) -> str:

@@ -142,6 +142,11 @@ class Entities(ChannelBase):
         if not paused:
             self.database.wake(held)
 
+    def paused_queues(self) -> set[str]:
+        """The queues that :meth:`pause_queue` has stopped."""
+        sql = self.database.dialect.sql("SELECT name FROM {queue} WHERE paused <> 0")
+        return {row[0] for row in self.held().execute(sql).fetchall()}
+
     def _has_queue(self, queue: str, **kwargs: Any) -> bool:
         return routing.queue_id(self.held(), queue, create=False) is not None
 

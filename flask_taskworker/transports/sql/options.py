@@ -45,6 +45,9 @@ class Options:
     #: PostgreSQL: whether publishers wake sleeping consumers on every host by NOTIFY. Where
     #: that does not get through, consumers notice and poll.
     notify: bool = True
+    #: This connection reads broadcasts and no tasks. Only a publish to an exchange wakes it, and
+    #: on other hosts none does: it looks there every half second.
+    broadcasts: bool = False
     #: How long acknowledgements may wait for the next claim to carry them.
     ack_delay: float = 0.02
 
@@ -74,7 +77,7 @@ def _problem(key: str, value: Any) -> str | None:
         expected = "letters, digits and underscores, at most 40, not starting with a digit"
     elif key == "schema":
         valid, expected = isinstance(value, str) and bool(value), "the name of a schema"
-    elif key in ("create_tables", "doorbell", "notify"):
+    elif key in ("create_tables", "doorbell", "notify", "broadcasts"):
         valid, expected = isinstance(value, bool), "True or False"
     elif key in ("max_deliveries", "max_message_bytes"):
         valid = isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -30,7 +30,7 @@ from sqlalchemy.dialects import mysql
 SCHEMA_VERSION = 1
 #: Raised by one with each addition that does not disturb older programs: a table, an index, or a
 #: column that may be NULL or has a server default. Older tables get what they lack.
-SCHEMA_REVISION = 1
+SCHEMA_REVISION = 2
 
 #: ``message.owner`` of a message that anybody may claim. Positive: the consumer's id.
 READY = 0
@@ -49,6 +49,7 @@ class Tables(NamedTuple):
     consumer: Table
     message: Table
     meta: Table
+    revoked: Table
 
 
 def _name() -> String:
@@ -127,7 +128,16 @@ def build_tables(
         Column("value", String(255), nullable=False),
         **kwargs,
     )
-    return Tables(metadata, queue, binding, consumer, message, meta)
+    revoked = Table(
+        f"{prefix}revoked",
+        metadata,
+        # A task's id, or a stamp as :mod:`flask_taskworker.transports.fleet` writes it.
+        Column("entry", _name(), primary_key=True),
+        # Until when, in epoch seconds.
+        Column("until", Double, nullable=False),
+        **kwargs,
+    )
+    return Tables(metadata, queue, binding, consumer, message, meta, revoked)
 
 
 def _message_columns() -> list[Column[Any]]:

@@ -11,7 +11,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from ... import clock
-from .doorbell import MESSAGES, Slot
+from .doorbell import BROADCASTS, MESSAGES, Slot
 from .listener import Listener
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 _POLL_FIRST, _POLL_LAST = 0.002, 0.2
 #: How often a sleeper asks anew when the next delayed message is due, in seconds.
 _DELAYED = 1.0
+#: How often one that reads broadcasts alone looks for those of other hosts, in seconds.
+_BROADCAST_POLL = 0.5
 
 
 class Sleeper:
@@ -42,6 +44,7 @@ class Sleeper:
         self._sleeping: int | None = None
         self._poll = _POLL_FIRST
         self._delayed_at = 0.0
+        self._broadcasts = transport.options.broadcasts
 
     def wait(self, timeout: float, wake: int | None) -> None:
         """See :meth:`.transport.Transport.wait`."""
@@ -83,7 +86,12 @@ class Sleeper:
         interruption = self._interruption()
         if slot is not None:
             slot.arm()
-        heard = bool(hungry) and self._listener.arm(hungry[0].database, hungry[0].held())
+        # To be notified would make every publisher of tasks notify.
+        heard = (
+            bool(hungry)
+            and not self._broadcasts
+            and self._listener.arm(hungry[0].database, hungry[0].held())
+        )
         if any(channel.settlements for channel in consuming):
             return True
         for channel in consuming:
@@ -126,7 +134,8 @@ class Sleeper:
         for channel in hungry:
             database = channel.database
             if database.dialect.remote_poll is not None and not heard:
-                times.append(now + database.dialect.remote_poll)
+                poll = _BROADCAST_POLL if self._broadcasts else database.dialect.remote_poll
+                times.append(now + poll)
             due = channel.next_due()
             if due is not None:
                 times.append(now + due - database.now())
@@ -159,7 +168,7 @@ class Sleeper:
         if self._slot is None and consuming and not self._slot_refused:
             bell = consuming[0].database.doorbell
             try:
-                self._slot = bell.slot(MESSAGES)
+                self._slot = bell.slot(BROADCASTS if self._broadcasts else MESSAGES)
             except OSError as exc:
                 self._slot_refused = True
                 if bell.path is not None:

@@ -34,6 +34,7 @@ class TableNames(NamedTuple):
     consumer: str
     message: str
     meta: str
+    revoked: str
 
 
 class Row(NamedTuple):
@@ -129,6 +130,9 @@ class Dialect:
         )
         self.insert_version = sql(
             "INSERT INTO {meta} (name, value) VALUES (?, ?) ON CONFLICT DO NOTHING"
+        )
+        self.insert_revoked = sql(
+            "INSERT INTO {revoked} (entry, until) VALUES (?, ?) ON CONFLICT DO NOTHING"
         )
         self.insert_consumer = sql(
             "INSERT INTO {consumer} (id, seen, host, pid) VALUES (?, ?, ?, ?)"

@@ -68,6 +68,7 @@ class MySQLDialect(Dialect):
             "ORDER BY due LIMIT 1)"
         )
         self.insert_version = self.sql("INSERT IGNORE INTO {meta} (name, value) VALUES (?, ?)")
+        self.insert_revoked = self.sql("INSERT IGNORE INTO {revoked} (entry, until) VALUES (?, ?)")
         self.insert_queue_sql = self.sql("INSERT IGNORE INTO {queue} (name, used) VALUES (?, ?)")
         # PyMySQL sends many rows at once only if VALUES holds nothing but placeholders.
         self._insert_plain = self.sql(

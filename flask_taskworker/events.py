@@ -1,0 +1,152 @@
+"""Celery's event stream: what an event is, and reading the stream.
+
+Workers send it (:mod:`flask_taskworker.worker.events`), publishers add ``task-sent``.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import kombu
+
+from . import clock
+from .broker import broker_connection, capabilities_of, wait_for_messages
+from .exceptions import BrokerError
+
+if TYPE_CHECKING:
+    from .app import TaskApp
+
+#: Where events go; monitors bind queues to it.
+EXCHANGE = kombu.Exchange("celeryev", type="topic")
+#: The routing key of a list of task events.
+MULTI = "task.multi"
+#: How long unread events, and the queue of a monitor that is gone, are kept. Seconds.
+_TTL, _EXPIRES = 5.0, 60.0
+
+Event = dict[str, Any]
+
+
+def event(
+    type: str, hostname: str, count: int, fields: Mapping[str, Any], at: float | None = None
+) -> Event:
+    """An event.
+
+    :param hostname: the node name of the sender.
+    :param count: the sender's logical clock.
+    :param at: when it happened, in epoch seconds; None is now.
+    """
+    return {
+        "hostname": hostname,
+        "utcoffset": utcoffset(),
+        "pid": os.getpid(),
+        "clock": count,
+        **fields,
+        "timestamp": clock.wall() if at is None else at,
+        "type": type,
+    }
+
+
+def utcoffset() -> float:
+    """Hours from local time to UTC, positive in the west."""
+    return (time.altzone if time.localtime().tm_isdst > 0 else time.timezone) / 3600
+
+
+def routing_key(type: str) -> str:
+    """``task.sent`` for ``task-sent``."""
+    return type.replace("-", ".")
+
+
+def publish(channel: Any, body: Event | list[Event], key: str, hostname: str) -> None:
+    """Send an event, or a list of them, to whoever listens."""
+    kombu.Producer(channel, exchange=EXCHANGE, auto_declare=False, serializer="json").publish(
+        body, routing_key=key, delivery_mode=1, headers={"hostname": hostname}, retry=False
+    )
+
+
+def receive(
+    app: TaskApp,
+    *,
+    key: str = "#",
+    timeout: float | None = None,
+    on_ready: Callable[[], None] = lambda: None,
+) -> Iterator[Event]:
+    """The events of all workers and publishers, as they come in.
+
+    :param key: which; ``worker.#`` is those about workers.
+    :param timeout: ends after so many seconds without an event; None: never.
+    :param on_ready: called when nothing can be missed any more.
+    :raises BrokerError: if the broker cannot broadcast.
+    """
+    with broker_connection(app.config, role="control") as connection:
+        capabilities = capabilities_of(connection)
+        if not capabilities.fanout:
+            raise no_broadcast(app)
+        inbox: list[Event] = []
+        consumer = kombu.Consumer(
+            connection.default_channel,
+            [_monitor_queue(key)],
+            no_ack=True,
+            accept=["json"],
+            callbacks=[lambda body, message: inbox.extend(_readable(body))],
+        )
+        with consumer:
+            on_ready()
+            yield from _drain(connection, capabilities, inbox, timeout, app)
+
+
+def _drain(
+    connection: kombu.Connection,
+    capabilities: Any,
+    inbox: list[Event],
+    timeout: float | None,
+    app: TaskApp,
+) -> Iterator[Event]:
+    heard = clock.monotonic()
+    while timeout is None or clock.monotonic() - heard < timeout:
+        try:
+            connection.drain_events(timeout=0)
+        except (TimeoutError, BlockingIOError):
+            left = 5.0 if timeout is None else heard + timeout - clock.monotonic()
+            wait_for_messages(connection, capabilities, max(0.0, min(left, 5.0)), None, poll=0.1)
+            if connection.supports_heartbeats:
+                connection.heartbeat_check()
+        if inbox:
+            heard = clock.monotonic()
+            batch, inbox[:] = list(inbox), []
+            for item in batch:
+                if item["type"] != "task-sent":
+                    app.clock.adjust(item["clock"])
+                yield item
+
+
+def _readable(body: Any) -> Iterator[Event]:
+    """What is an event in a message; others are nobody's business."""
+    for item in body if isinstance(body, list) else [body]:
+        if isinstance(item, dict) and isinstance(item.get("type"), str):
+            count = item.get("clock")
+            yield {**item, "clock": count if isinstance(count, int) else 0}
+
+
+def _monitor_queue(key: str) -> kombu.Queue:
+    return kombu.Queue(
+        f"celeryev.{uuid.uuid4()}",
+        EXCHANGE,
+        routing_key=key,
+        durable=False,
+        exclusive=True,
+        auto_delete=True,
+        message_ttl=_TTL,
+        expires=_EXPIRES,
+    )
+
+
+def no_broadcast(app: TaskApp) -> BrokerError:
+    """The error for a broker without fanout exchanges."""
+    return BrokerError(
+        f"the broker {app.config.engine} cannot broadcast: there are neither remote control nor "
+        "events. Use a SQL database, Redis or RabbitMQ."
+    )
