@@ -192,7 +192,8 @@ class Control:
 
     def paused_queues(self) -> set[str] | None:
         """The queues that rest; None where the broker does not keep it."""
-        return self._keep(lambda fleet: fleet.paused())
+        paused: set[str] | None = self._keep(lambda fleet: fleet.paused())
+        return paused
 
     def add_consumer(
         self,

@@ -62,8 +62,14 @@ def routing_key(type: str) -> str:
 
 def publish(channel: Any, body: Event | list[Event], key: str, hostname: str) -> None:
     """Send an event, or a list of them, to whoever listens."""
-    kombu.Producer(channel, exchange=EXCHANGE, auto_declare=False, serializer="json").publish(
-        body, routing_key=key, delivery_mode=1, headers={"hostname": hostname}, retry=False
+    kombu.Producer(channel, auto_declare=False, serializer="json").publish(
+        body,
+        exchange=EXCHANGE,
+        routing_key=key,
+        declare=[EXCHANGE],  # kombu does so once a connection
+        delivery_mode=1,
+        headers={"hostname": hostname},
+        retry=False,
     )
 
 

@@ -36,9 +36,12 @@ INTERRUPTED = 130
 COMMANDS = {
     "call": "calls",
     "completion": "about",
+    "control": "remote",
     "db": "db",
     "dead": "dead",
+    "events": "remote",
     "health": "health",
+    "inspect": "remote",
     "multi": "multi",
     "pause": "queues",
     "purge": "queues",
@@ -47,6 +50,7 @@ COMMANDS = {
     "result": "calls",
     "resume": "queues",
     "shell": "about",
+    "status": "remote",
     "tasks": "calls",
     "worker": "worker",
     # Celery's, with nothing here that they could do

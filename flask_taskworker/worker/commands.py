@@ -142,7 +142,8 @@ def revoke_by_stamped_headers(
     state.worker.consumer.request(state.worker.consumer.refuse_again)
     if not terminate:
         return ok(f"headers {headers} flagged as revoked, but not terminated")
-    running, found = [], {}
+    running: list[Delivery] = []
+    found: dict[str, set[str]] = {}
     for delivery in state.active():
         for stamp in set(stamps_on(delivery.message)).intersection(stamps):
             running.append(delivery)
@@ -310,7 +311,7 @@ def _resize(state: WorkerState, verb: str, n: int) -> Any:
         return refused(
             f"pool_{verb} is not supported with autoscale. Adjust autoscale range instead."
         )
-    if not isinstance(n, int) or not 0 <= n <= 10_000:
+    if not 0 <= n <= 10_000:
         raise ValueError(f"a number of 0 to 10000 is needed, not {n!r}")
     state.ask_consumer(lambda: getattr(state.worker.pool, verb)(n))
     return ok(f"pool will {verb}")

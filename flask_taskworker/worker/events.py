@@ -12,9 +12,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .. import __version__, clock, events, states
+from .. import clock, events, states
 from .delivery import Delivery, Outcome, Settlement
-from .state import words
+from .state import version, words
 
 if TYPE_CHECKING:
     from .state import WorkerState
@@ -30,7 +30,7 @@ PATIENCE = 0.05
 
 SOFTWARE = {
     "sw_ident": "flask-taskworker",
-    "sw_ver": __version__,
+    "sw_ver": version(),
     "sw_sys": platform.system(),
 }
 
@@ -38,7 +38,7 @@ SOFTWARE = {
 class _Noted(NamedTuple):
     type: str
     at: float
-    count: int
+    clock: int
     fields: dict[str, Any]
 
 
@@ -136,11 +136,11 @@ class EventSender:
         """Send what was noted."""
         hostname = self._state.hostname
         while self._noted:
-            batch = []
+            batch: list[events.Event] = []
             while self._noted and len(batch) < TOGETHER:
                 noted = self._noted.popleft()
                 batch.append(
-                    events.event(noted.type, hostname, noted.count, noted.fields, noted.at)
+                    events.event(noted.type, hostname, noted.clock, noted.fields, noted.at)
                 )
             events.publish(channel, batch, events.MULTI, hostname)
 

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import kombu
 
-from .. import __version__, clock
+from .. import clock
 from ..config import SETTINGS
 from ..control import KEPT
 from ..texts import safe_repr
 from .commands import COMMANDS, command, ok
+from .state import version
 
 if TYPE_CHECKING:
     from ..task import Task
@@ -95,7 +96,7 @@ def registered(
     **kwargs: Any,
 ) -> Any:
     """List of registered tasks."""
-    items = [item for item in taskinfoitems or _TASK_ITEMS if isinstance(item, str)]
+    items = [str(item) for item in taskinfoitems or _TASK_ITEMS]
     names = sorted(
         name for name in state.app.registry if builtins or not name.startswith("celery.")
     )
@@ -170,7 +171,7 @@ def report(state: WorkerState, **kwargs: Any) -> Any:
     python = ".".join(map(str, sys.version_info[:3]))
     lines = [
         "",
-        f"software -> flask-taskworker:{__version__} kombu:{kombu.__version__} py:{python}",
+        f"software -> flask-taskworker:{version()} kombu:{kombu.__version__} py:{python}",
         f"platform -> system:{platform.system()} arch:{platform.machine()}",
         f"            kernel version:{platform.release()} imp:{platform.python_implementation()}",
         f"settings -> transport:{state.app.config.engine} results:{shown['result_backend']}",
@@ -231,7 +232,7 @@ def objgraph(
 ) -> Any:
     """Create graph of uncollected objects (memory-leak debugging)."""
     try:
-        import objgraph as graphs  # type: ignore[import-not-found, unused-ignore]
+        import objgraph as graphs  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError:
         raise ImportError("Requires the objgraph library") from None
     import tempfile

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -98,7 +99,8 @@ class WorkerState:
 
     def find(self, ids: Iterable[str]) -> dict[str, tuple[str, Delivery]]:
         """What is here of some tasks, with the word for where it is."""
-        wanted, found = set(ids), {}
+        wanted = set(ids)
+        found: dict[str, tuple[str, Delivery]] = {}
         for word, deliveries in (
             ("active", self.active()),
             ("scheduled", self.scheduled()),
@@ -187,6 +189,11 @@ class WorkerState:
         info["ssl"] = bool(info.get("ssl"))
         info["credential_provider"] = None
         return info
+
+
+def version() -> str:
+    """The release of this package; its own module is a layer above this one."""
+    return str(sys.modules["flask_taskworker"].__version__)
 
 
 def words(written: str | None, value: object) -> str:
