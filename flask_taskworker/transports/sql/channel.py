@@ -46,8 +46,9 @@ class Channel(Entities, Settling):
         row = encode(message, exchange, routing_key, database.now(), self.options.max_message_bytes)
         database.dialect.check_size(row)
         if exchange:
-            self.route(held, exchange, routing_key, row, wanted=not transient)
-            database.doorbell.ring(BROADCASTS)
+            if self.route(held, exchange, routing_key, row, wanted=not transient):
+                database.doorbell.ring(BROADCASTS)
+                database.dialect.notify_broadcast(held)
         else:
             routing.put(held, routing_key, row)
         database.doorbell.ring(MESSAGES)
@@ -121,21 +122,22 @@ class Channel(Entities, Settling):
         routing_key: str,
         row: Encoded,
         wanted: bool = True,
-    ) -> None:
+    ) -> int:
         """Store a message in the queues bound to an exchange.
 
         :param wanted: whether it is worth a word, or a dead letter, if there is none.
+        :returns: how many queues got it.
         """
         kind = self._exchange_type(held, checked_name(exchange, "exchange"))
         checked_name(routing_key, "routing key")
-        if routing.route(held, kind, exchange, routing_key, row):
-            return
-        if not wanted:
-            return
+        count = routing.route(held, kind, exchange, routing_key, row)
+        if count or not wanted:
+            return count
         if self.deadletter_queue:
             routing.put(held, self.deadletter_queue, row)
         else:
             log.debug("no queue is bound to %r for %r: message dropped", exchange, routing_key)
+        return 0
 
     # -- consuming ------------------------------------------------------------------------
 

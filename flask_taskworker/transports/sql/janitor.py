@@ -54,17 +54,25 @@ class Janitor:
             return False
         try:
             found = False
-            if now >= self._reap_at:
+            reap, expire, maintain = (
+                now >= at for at in (self._reap_at, self._expire_at, self._maintain_at)
+            )
+            # First of all: other threads of this process sleep until the next time, and would
+            # not sleep at all while this one is at work.
+            if reap:
                 self._reap_at = now + _REAP * random.uniform(0.8, 1.2)
-                found = self.reap(connection) > 0
-            if now >= self._expire_at:
+            if expire:
                 self._expire_at = now + _EXPIRE * random.uniform(0.8, 1.2)
-                self.expire_queues(connection)
-            if now >= self._maintain_at:
+            if maintain:
                 self._maintain_at = now + _MAINTAIN * random.uniform(0.8, 1.2)
+            self.next_at = min(self._reap_at, self._expire_at, self._maintain_at)
+            if reap:
+                found = self.reap(connection) > 0
+            if expire:
+                self.expire_queues(connection)
+            if maintain:
                 self._database.dialect.maintain(self._database, connection)
                 found = self._free_orphans(connection) > 0 or found
-            self.next_at = min(self._reap_at, self._expire_at, self._maintain_at)
             return found
         finally:
             self._busy.release()

@@ -32,9 +32,14 @@ _AWAKE = 0.05
 
 
 class Listener:
-    """Hears of messages. Only for the thread that drains its transport."""
+    """Hears of messages. Only for the thread that drains its transport.
 
-    def __init__(self) -> None:
+    :param broadcasts: hear of what goes through an exchange, and of nothing else. That is
+        told to everybody who listens, asleep or not.
+    """
+
+    def __init__(self, broadcasts: bool = False) -> None:
+        self._broadcasts = broadcasts
         self._connection: HeldConnection | None = None
         self._token = ""
         self._armed = False
@@ -109,7 +114,7 @@ class Listener:
                     self._give_up(database)
                 return False
             self._token = ""
-        if not self._armed:
+        if not self._armed and not self._broadcasts:
             database.dialect.arm(connection)
             self._armed = True
         return True
@@ -118,7 +123,7 @@ class Listener:
         connection = self._connection = database.connect(False, _ARMING)
         self._token = secrets.token_hex(8)
         self._deadline = clock.monotonic() + PATIENCE
-        database.dialect.listen(connection, witness, self._token)
+        database.dialect.listen(connection, witness, self._token, self._broadcasts)
         return connection
 
     def _give_up(self, database: Database) -> None:

@@ -45,8 +45,7 @@ class Options:
     #: PostgreSQL: whether publishers wake sleeping consumers on every host by NOTIFY. Where
     #: that does not get through, consumers notice and poll.
     notify: bool = True
-    #: This connection reads broadcasts and no tasks. Only a publish to an exchange wakes it, and
-    #: on other hosts none does: it looks there every half second.
+    #: This connection reads broadcasts and no tasks: only a publish to an exchange wakes it.
     broadcasts: bool = False
     #: How long acknowledgements may wait for the next claim to carry them.
     ack_delay: float = 0.02

@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 _POLL_FIRST, _POLL_LAST = 0.002, 0.2
 #: How often a sleeper asks anew when the next delayed message is due, in seconds.
 _DELAYED = 1.0
-#: How often one that reads broadcasts alone looks for those of other hosts, in seconds.
+#: How often one that reads broadcasts alone looks for those of other hosts, where the database
+#: cannot wake it, in seconds.
 _BROADCAST_POLL = 0.5
 
 
@@ -39,12 +40,12 @@ class Sleeper:
         self._pid = os.getpid()
         self._slot: Slot | None = None
         self._slot_refused = False
-        self._listener = Listener()
+        self._broadcasts = transport.options.broadcasts
+        self._listener = Listener(self._broadcasts)
         self._pair: tuple[socket.socket, socket.socket] | None = None
         self._sleeping: int | None = None
         self._poll = _POLL_FIRST
         self._delayed_at = 0.0
-        self._broadcasts = transport.options.broadcasts
 
     def wait(self, timeout: float, wake: int | None) -> None:
         """See :meth:`.transport.Transport.wait`."""
@@ -61,10 +62,10 @@ class Sleeper:
             self._listener.disarm()
         self._sleeping = threading.get_ident()
         try:
-            delayed = True
+            delayed = not self._broadcasts  # nobody delays those
             while not self._once(consuming, hungry, slot, deadline, wake, delayed):
                 # A delayed message of this host rings; of others, once a second is enough.
-                delayed = clock.monotonic() >= self._delayed_at
+                delayed = not self._broadcasts and clock.monotonic() >= self._delayed_at
         finally:
             self._sleeping = None
             self._listener.woken()
@@ -86,17 +87,13 @@ class Sleeper:
         interruption = self._interruption()
         if slot is not None:
             slot.arm()
-        # To be notified would make every publisher of tasks notify.
-        heard = (
-            bool(hungry)
-            and not self._broadcasts
-            and self._listener.arm(hungry[0].database, hungry[0].held())
-        )
+        heard = bool(hungry) and self._listener.arm(hungry[0].database, hungry[0].held())
         if any(channel.settlements for channel in consuming):
             return True
         for channel in consuming:
-            held = channel.held()
-            held.database.janitor.run(held)
+            if not self._broadcasts:  # the duties are those of who runs tasks
+                held = channel.held()
+                held.database.janitor.run(held)
             if channel.has_work(delayed):
                 self._poll = _POLL_FIRST
                 return True
@@ -127,7 +124,8 @@ class Sleeper:
         if not consuming:
             return now + 3600
         times = [now + self._transport.options.fallback_interval]
-        times += [channel.database.janitor.next_at for channel in consuming]
+        if not self._broadcasts:
+            times += [channel.database.janitor.next_at for channel in consuming]
         if hungry and not (rung or heard):
             times.append(now + self._poll)
             self._poll = min(self._poll * 2, _POLL_LAST)

@@ -363,8 +363,13 @@ class Dialect:
 
     # -- waking sleepers on other hosts ---------------------------------------------------
 
-    def listen(self, connection: HeldConnection, witness: HeldConnection, token: str) -> None:
-        """Make ``connection`` hear of publishes, and have ``witness`` send it a token."""
+    def listen(
+        self, connection: HeldConnection, witness: HeldConnection, token: str, broadcasts: bool
+    ) -> None:
+        """Make ``connection`` hear of publishes, and have ``witness`` send it a token.
+
+        :param broadcasts: of those to an exchange, and of no others.
+        """
         raise NotImplementedError
 
     def arm(self, connection: HeldConnection) -> None:
@@ -377,6 +382,9 @@ class Dialect:
 
     def notify(self, connection: HeldConnection) -> None:
         """Wake who is armed; after a commit that made messages ready without an INSERT."""
+
+    def notify_broadcast(self, connection: HeldConnection) -> None:
+        """Wake who listens to broadcasts, after the commit of one."""
 
     def heard(self, raw: Any) -> list[str]:
         """What came in for a listening connection, without waiting."""

@@ -40,6 +40,7 @@ class PostgreSQLDialect(Dialect):
         digest = hashlib.sha256(f"taskworker wake {names.meta}".encode()).digest()
         self._wake_key = int.from_bytes(digest[:4], "big", signed=True)
         self._channel = f"taskworker_{digest[:8].hex()}"
+        self._broadcast_channel = f"{self._channel}_all"
         self._notify = _notify_if_armed(self._wake_key, self._channel)
         if notify:
             self._add_notification()
@@ -200,9 +201,16 @@ class PostgreSQLDialect(Dialect):
 
     # -- waking sleepers on other hosts ---------------------------------------------------
 
-    def listen(self, connection: HeldConnection, witness: HeldConnection, token: str) -> None:
-        connection.execute(f"LISTEN {self._channel}")
-        witness.execute("SELECT pg_notify(%s, %s)", (self._channel, token))
+    def listen(
+        self, connection: HeldConnection, witness: HeldConnection, token: str, broadcasts: bool
+    ) -> None:
+        channel = self._broadcast_channel if broadcasts else self._channel
+        connection.execute(f"LISTEN {channel}")
+        witness.execute("SELECT pg_notify(%s, %s)", (channel, token))
+
+    def notify_broadcast(self, connection: HeldConnection) -> None:
+        if self.notifies:
+            connection.execute("SELECT pg_notify(%s, '')", (self._broadcast_channel,))
 
     def arm(self, connection: HeldConnection) -> None:
         key = self._wake_key
