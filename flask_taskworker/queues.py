@@ -86,16 +86,23 @@ def purge(app: TaskApp, queues: Iterable[str]) -> dict[str, int]:
 def pause(app: TaskApp, queue: str, paused: bool = True) -> None:
     """Stop handing out the messages of a queue, to any worker, or begin again.
 
+    Where the broker cannot do so, the workers are asked; see
+    :meth:`~flask_taskworker.control.Control.pause_queue`.
+
     :raises UnsupportedByBrokerError: if the broker cannot keep that.
     :raises BrokerUnavailableError: if it cannot be reached.
     """
     with broker(app) as connection:
-        if not capabilities_of(connection).pause:
+        capabilities = capabilities_of(connection)
+        if capabilities.pause:
+            connection.default_channel.pause_queue(queue, paused)
+        elif capabilities.fanout:
+            (app.control.pause_queue if paused else app.control.resume_queue)(queue)
+        else:
             raise UnsupportedByBrokerError(
                 f"the broker {mask_url(app.config.broker_url)} cannot pause a queue for all "
-                "workers; a SQL database can"
+                "workers; a SQL database, Redis and RabbitMQ can"
             )
-        connection.default_channel.pause_queue(queue, paused)
 
 
 @contextlib.contextmanager

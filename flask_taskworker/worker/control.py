@@ -53,24 +53,31 @@ class RemoteControl:
         #: Set while commands are heard.
         self.ready = threading.Event()
         self._answers = answers
-        self._waker = Waker()
+        self._waker: Waker  # there are sockets in it: they come with the thread
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="taskworker-control", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def wake(self) -> None:
         """There is something to send."""
-        self._waker.wake()
+        if self._thread is not None:
+            self._waker.wake()
 
     def start(self) -> None:
+        """Start the thread."""
+        self._waker = Waker()
+        self._thread = threading.Thread(target=self._run, name="taskworker-control", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """Say goodbye and end; waits for that, but not long."""
+        thread = self._thread
+        if thread is None:
+            return
         self._stopping = True
         self._waker.wake()
-        if self._thread.ident is not None:
-            self._thread.join(_LAST_WORDS)
-        if not self._thread.is_alive():
+        thread.join(_LAST_WORDS)
+        if not thread.is_alive():
+            self._thread = None
             self._waker.close()
 
     # -- the thread -----------------------------------------------------------------------

@@ -139,6 +139,7 @@ class Worker:
         """
         self.restarting = True
         self.stop(reason="SIGHUP")
+
     def _refuse(self, delivery: Delivery) -> Outcome | None:
         """What becomes of a delivery that must not run."""
         revoked = self.state.revoked.covers(delivery.message)
