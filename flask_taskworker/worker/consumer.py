@@ -426,7 +426,7 @@ class Consumer:
                 self._unsettled.update((id(d), d) for d in self.pool.running() if d.raw is raw)
             return
         if not self._settler.keeps(delivery):
-            self._unsettled -= 1
+            del self._unsettled[id(delivery)]
             return
         self._tell(self._observer.received, delivery)
         signals.task_received.notify(self, request=message)
