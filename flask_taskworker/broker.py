@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +11,7 @@ import kombu
 from kombu.exceptions import OperationalError
 
 from .exceptions import BrokerError, BrokerUnavailableError
-from .transports import Capabilities, capabilities_of
+from .transports import Capabilities, capabilities_of, cut
 
 if TYPE_CHECKING:
     from .config import Config
@@ -184,12 +183,8 @@ def interrupt(connection: kombu.Connection) -> bool:
 
     :return: whether there was anything to cut.
     """
-    cut = False
-    for descriptor in _descriptors(connection):
-        with suppress(OSError, ValueError), socket.socket(fileno=os.dup(descriptor)) as copy:
-            copy.shutdown(socket.SHUT_RDWR)  # for every copy of it
-            cut = True
-    return cut
+    cuts = [cut(descriptor) for descriptor in _descriptors(connection)]
+    return any(cuts)
 
 
 def _descriptors(connection: kombu.Connection) -> list[int]:

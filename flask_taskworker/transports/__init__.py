@@ -6,6 +6,9 @@ neither SQLAlchemy nor a driver is loaded before a connection is used.
 
 from __future__ import annotations
 
+import os
+import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +17,7 @@ from kombu.transport import TRANSPORT_ALIASES, get_transport_cls
 if TYPE_CHECKING:
     import kombu
 
-__all__ = ["Capabilities", "capabilities_of"]
+__all__ = ["Capabilities", "capabilities_of", "cut"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,18 @@ def capabilities_of(connection: kombu.Connection) -> Capabilities:
         return Capabilities(fanout=name in _FANOUT, counts_consumers=name in _AMQP)
     declared = getattr(get_transport_cls(name), "capabilities", None)
     return declared if isinstance(declared, Capabilities) else Capabilities()
+
+
+def cut(descriptor: int) -> bool:
+    """End whatever another thread waits for on a socket. Never raises.
+
+    :return: whether there was anything to cut.
+    """
+    # shutdown() is for every copy of the descriptor; close() would be for this one.
+    with suppress(OSError, ValueError), socket.socket(fileno=os.dup(descriptor)) as copy:
+        copy.shutdown(socket.SHUT_RDWR)
+        return True
+    return False
 
 
 TRANSPORT_ALIASES.setdefault("taskworker", "flask_taskworker.transports.sql:Transport")

@@ -27,16 +27,16 @@ class Watchdog:
     """Watches a consumer that runs in the thread which enters the block.
 
     :param consumer: whose loop it is.
-    :param after: how long it may stand still, in seconds.
-    :param interval: seconds between two looks.
+    :param after: how long it may stand still, in seconds, instead of :data:`STALLED_AFTER`.
+    :param interval: seconds between two looks, instead of :data:`INTERVAL`.
     """
 
     def __init__(
-        self, consumer: Consumer, after: float = STALLED_AFTER, interval: float = INTERVAL
+        self, consumer: Consumer, after: float | None = None, interval: float | None = None
     ) -> None:
         self._consumer = consumer
-        self._after = max(after, 2 * consumer.app.config.loop_interval)
-        self._interval = interval
+        self._after = max(after or STALLED_AFTER, 2 * consumer.app.config.loop_interval)
+        self._interval = interval or INTERVAL
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
 

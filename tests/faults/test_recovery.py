@@ -9,9 +9,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import sqlalchemy as sa
 
 from flask_taskworker.transports.sql.engine import database_for
+from flask_taskworker.worker import watchdog
 from support import wait_until
+from support.app_folder import AppFolder
+from support.processes import eventually
 from support.room import PATIENCE, Room
 from support.servers import OwnPostgreSQL, running
 from support.sockets import Proxy
@@ -19,6 +23,16 @@ from support.sockets import Proxy
 pytestmark = [pytest.mark.services, pytest.mark.timeout(180)]
 
 LEASE = 2.0
+
+LAB = """
+    task_worker = BaseTaskWorker(app)
+
+    @task_worker.define_task
+    def work(name, seconds):
+        ledger.write("start", name)
+        time.sleep(seconds)
+        ledger.write("end", name)
+"""
 
 
 @pytest.fixture
@@ -67,23 +81,30 @@ def test_runs_go_on_while_the_database_is_away_and_settle_when_it_is_back(
     lab.close()
 
 
-def test_tasks_that_outlast_the_absence_run_once(
-    server: OwnPostgreSQL, tmp_path: Path, unique: str
-) -> None:
-    lab = room(tmp_path, unique, f"taskworker+{server.url}", server.url)
-    handles = [lab.wait.delay(number) for number in range(4)]
-    with lab.worker(concurrency=4), lab.worker(concurrency=4):
-        lab.wait_for_starts("wait", 4)
+def test_tasks_that_outlast_the_absence_run_once(server: OwnPostgreSQL, tmp_path: Path) -> None:
+    """Two processes: neither takes the other for dead because it could not show that it lives."""
+    lab = AppFolder(tmp_path, LAB)
+    settings = {
+        "FLASK_TASKER_BROKER_URL": f"taskworker+{server.url}",
+        "FLASK_TASKER_LEASE": str(LEASE),
+    }
+    try:
+        workers = [lab.ready_worker("-q", "-c", "2", **settings) for _ in range(2)]
+        lab.send("for n in range(4): work.delay(f'n{n}', 12)", **settings)
+        lab.wait_for_steps("start", 4)
         wait_for_the_disk()
         server.crash()
-        time.sleep(2 * LEASE)
+        time.sleep(2.5 * LEASE)
         server.start()
-        assert get(lab.note.delay("between")) == "between"
-        time.sleep(1.5 * LEASE)  # time for a peer to take what it thinks is a dead worker's
-        lab.gate.set()
-        assert [get(handle) for handle in handles] == [0, 1, 2, 3]
-    assert sorted(lab.starts("wait")) == [0, 1, 2, 3]
-    lab.close()
+        assert len(lab.wait_for_steps("end", 4)) == 4
+        eventually(
+            lambda: lab.query("SELECT count(*) FROM taskworker_message", server.url) == [(0,)],
+            "all is settled",
+        )
+        assert [worker.stop() for worker in workers] == [0, 0]
+        assert sorted(lab.steps("start")) == ["n0", "n1", "n2", "n3"], "each ran once"
+    finally:
+        lab.close()
 
 
 def test_results_are_kept_while_their_store_is_away(
@@ -127,3 +148,27 @@ def test_a_run_that_outlives_its_connection_is_not_run_again(
         assert sorted(lab.starts("wait")) == [0, 1, 2], "each ran once"
         assert lab.task_app.publisher.queue_size(unique) == 0
         lab.close()
+
+
+def test_a_half_open_connection_is_noticed_and_replaced(
+    postgresql_url: str, tmp_path: Path, unique: str, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """The peer is gone without a word: only the watchdog can tell."""
+    monkeypatch.setattr(watchdog, "STALLED_AFTER", 4.0)
+    monkeypatch.setattr(watchdog, "INTERVAL", 0.5)
+    address = sa.make_url(postgresql_url)
+    with Proxy(address.host or "", address.port or 5432) as proxy:
+        through = address.set(port=proxy.port).render_as_string(hide_password=False)
+        lab = room(
+            tmp_path, unique, f"taskworker+{through}", f"sqlite:///{tmp_path / 'results.db'}",
+            TASKER_LOOP_INTERVAL=1,
+        )  # fmt: skip
+        with lab.worker(concurrency=2):
+            assert get(lab.note.delay("before")) == "before"
+            lab.task_app.publisher.close()  # its connections are not what is tested
+            proxy.hole()
+            assert get(lab.note.delay("after")) == "after"
+        assert "the worker's loop has stood still" in caplog.text
+        lab.close()
+        database_for(through).dispose()

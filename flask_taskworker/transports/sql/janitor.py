@@ -49,6 +49,7 @@ class Janitor:
         :param connection: of the calling thread, outside a transaction.
         :returns: whether messages became ready.
         """
+        self._database.keeper.free()
         now = clock.monotonic()
         if now < self.next_at or not self._busy.acquire(blocking=False):
             return False

@@ -14,8 +14,11 @@ import secrets
 import select
 import socket
 import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ... import clock
+from .. import cut
 from .errors import DatabaseUnavailableError, DatabaseUnusableError
 
 if TYPE_CHECKING:
@@ -26,6 +29,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds between attempts while the database is away.
 _RECONNECT = 0.2
+#: How long a beat may take once somebody waits for it to end. Seconds.
+_PATIENCE = 4.0
 
 
 class Lease:
@@ -85,6 +90,7 @@ class LeaseKeeper:
         self._leases: dict[int, Lease] = {}
         self._connection: HeldConnection | None = None
         self._thread: threading.Thread | None = None
+        self._beats_since: float | None = None
 
     def register(self) -> Lease:
         """Register a consumer.
@@ -95,7 +101,7 @@ class LeaseKeeper:
         # taken first, so that no peer ever sees the row without its lock.
         lease = Lease(secrets.randbits(62) | 1)
         database = self._database
-        with self._lock:
+        with self._locked():
             connection = self._connect()
             database.dialect.hold_lock(database, connection, lease.id)
             connection.execute(
@@ -109,7 +115,7 @@ class LeaseKeeper:
     def release(self, lease: Lease) -> None:
         """End a registration; the consumer's messages have to be given back before."""
         database = self._database
-        with self._lock:
+        with self._locked():
             if self._leases.pop(lease.id, None) is None:
                 return
             try:
@@ -136,8 +142,32 @@ class LeaseKeeper:
         """Release every lease."""
         for lease in list(self._leases.values()):
             self.release(lease)
-        with self._lock:
+        with self._locked():
             self._stop()
+
+    def free(self, patience: float | None = None) -> None:
+        """End a beat that gets no answer: its connection may be open at our end alone.
+
+        :param patience: how long it may take, in seconds; the default is a third of the lease.
+        """
+        since = self._beats_since
+        if since is None:
+            return
+        if clock.monotonic() - since > (patience or self._database.options.lease / 3):
+            connection = self._connection
+            descriptor = None if connection is None else self._socket()
+            if descriptor is not None and cut(descriptor):
+                log.warning("the heartbeat got no answer; its connection is cut")
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """The lock, however long a beat takes that holds it."""
+        while not self._lock.acquire(timeout=_PATIENCE / 2):
+            self.free(_PATIENCE)
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def abandon(self) -> None:
         """Forget everything; for a forked child."""
@@ -222,6 +252,7 @@ class LeaseKeeper:
                 if self._thread is not threading.current_thread():
                     bell.close()
                     return
+            self._beats_since = clock.monotonic()
             try:
                 self.beat()
                 failures = 0
@@ -232,6 +263,8 @@ class LeaseKeeper:
                     "no heartbeat possible: %s",
                     exc,
                 )
+            finally:
+                self._beats_since = None
 
     def _socket(self) -> int | None:
         connection = self._connection

@@ -10,6 +10,7 @@ import time
 import kombu
 import pytest
 
+from flask_taskworker.transports.sql.dialects.base import Peer
 from flask_taskworker.transports.sql.locks import ProcessLocks
 
 
@@ -148,6 +149,26 @@ def test_a_silent_consumer_loses_its_messages_after_the_lease_by_our_own_clock(
     monkeypatch.setattr(clock, "monotonic", lambda: now + 31)
     assert janitor.reap(held) == 1
     held.close()
+
+
+def test_nobody_is_dead_because_the_database_was_away(broker, monkeypatch):
+    """Peers could not show that they live, and a server that restarts forgets their locks."""
+    janitor, lease = broker.database.janitor, broker.database.options.lease
+    monkeypatch.setattr(broker.database.dialect, "free_lock_is_proof", False)
+    now = time.monotonic()
+
+    def dead_after(seconds: float, alive: bool | None) -> bool:
+        monkeypatch.setattr("flask_taskworker.clock.monotonic", lambda: now + seconds)
+        return janitor._is_dead(Peer(7, 100.0, alive))
+
+    for alive in (None, False):
+        assert not dead_after(0, alive)
+    monkeypatch.setattr("flask_taskworker.clock.monotonic", lambda: now + 10 * lease)
+    janitor.lost_touch()  # the last failure before it is back
+    assert not dead_after(10 * lease, None)
+    assert not dead_after(10 * lease + 1, False)
+    assert not dead_after(10.9 * lease, False)
+    assert dead_after(11.2 * lease, None), "it said nothing since"
 
 
 def test_a_clock_set_forward_an_hour_takes_nothing_away(broker, receiver, monkeypatch):
