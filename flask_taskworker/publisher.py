@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import kombu
@@ -12,16 +13,19 @@ from kombu.clocks import LamportClock
 
 from . import clock, failpoints, signals
 from .broker import (
+    PUBLISHER_ANSWER_TIMEOUT,
     Capabilities,
     broker_connection,
     capabilities_of,
     drop,
+    interrupt,
     is_hopeless,
     recoverable_errors,
 )
 from .config import mask_url
 from .exceptions import BrokerUnavailableError, MessageTooLargeError
 from .message import TaskMessage, WireMessage, encode, origin
+from .overdue import Overdue
 from .stock import Stock
 
 if TYPE_CHECKING:
@@ -37,6 +41,7 @@ RETRY_POLICY: dict[str, float] = {
     "interval_step": 0.2,
     "interval_max": 1.0,
 }
+_UNLIMITED = nullcontext()
 #: How much later than half of the time another attempt may start. Seconds.
 _SLACK = 0.25
 
@@ -59,6 +64,9 @@ class Publisher:
             config.publish_timeout / 2,
             _Sender.drop,
         )
+        # libpq waits for an answer without end, where all other drivers have a limit.
+        endless = config.broker_url.startswith("taskworker+postgresql")
+        self._overdue = Overdue(_Sender.cut) if endless else None
 
     def publish(
         self,
@@ -170,12 +178,15 @@ class Publisher:
     def _bounded(self, action: Callable[[_Sender], Any], policy: Mapping[str, float]) -> Any:
         # One attempt may take half of the time, as connecting does. The last one has to start
         # early enough, or a broker that does not answer costs more time than is allowed.
-        last_start = clock.monotonic() + self.config.publish_timeout / 2 + _SLACK
+        began = clock.monotonic()
+        last_start = began + self.config.publish_timeout / 2 + _SLACK
+        due = began + self.config.publish_timeout + PUBLISHER_ANSWER_TIMEOUT
         attempt = 0
         while True:
             sender = self._stock.take(max(0.0, last_start - clock.monotonic()))
             try:
-                outcome = action(sender)
+                with self._limited(sender, due):
+                    outcome = action(sender)
             except sender.errors as exc:
                 self._stock.discard(sender)
                 self._stock.discard_idle()  # they went through the same broker
@@ -194,6 +205,9 @@ class Publisher:
             else:
                 self._stock.give_back(sender)
                 return outcome
+
+    def _limited(self, sender: _Sender, due: float) -> AbstractContextManager[None]:
+        return _UNLIMITED if self._overdue is None else self._overdue.watched(sender, due)
 
     def close(self) -> None:
         """Close the connections of this process."""
@@ -311,6 +325,9 @@ class _Sender:
 
     def drop(self) -> None:
         drop(self.connection)
+
+    def cut(self) -> None:
+        interrupt(self.connection)
 
 
 def task_queue(name: str) -> kombu.Queue:
