@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,6 +26,7 @@ from .root import (
 if TYPE_CHECKING:
     from ..app import TaskApp
     from ..worker.logs import Log
+    from ..worker.reload import SourceWatch
     from ..worker.supervisor import Worker
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -281,26 +283,30 @@ def _run_and_reload(
     ctx: click.Context, load: Callable[[], TaskApp], options: dict[str, Any]
 ) -> None:
     """Run, and start this program anew each time one of its files has changed."""
-    from ..worker.reload import SourceWatch, start_anew
+    from ..worker.os_signals import start_anew
+    from ..worker.reload import SourceWatch
 
     watch = SourceWatch()
     try:
         task_app = load()
     except Exception as exc:  # the program is being written: its next version may be better
-        if not isinstance(exc, TaskWorkerError):
-            raise
         watch.also(exc)
-        click.echo(f"Error: {exc}\nWaiting for a change.", err=True)
+        expected = isinstance(exc, TaskWorkerError)
+        click.echo(f"Error: {exc}" if expected else traceback.format_exc(), err=True)
+        click.echo("Waiting for a change.", err=True)
         watch.wait()
         start_anew()
         return
     watch.changed()  # from here on, the program's own files are known
-    if _run(ctx, task_app, options, watch):
-        start_anew()
+    _run(ctx, task_app, options, watch)
 
 
-def _run(ctx: click.Context, task_app: TaskApp, options: dict[str, Any], watch: Any = None) -> bool:
-    """Run until the end; True if a file has changed."""
+def _run(
+    ctx: click.Context,
+    task_app: TaskApp,
+    options: dict[str, Any],
+    watch: SourceWatch | None = None,
+) -> None:
     from ..pidfile import PidFile
     from ..queues import purge
     from ..worker.nodes import file_name, node_name
@@ -320,7 +326,7 @@ def _run(ctx: click.Context, task_app: TaskApp, options: dict[str, Any], watch: 
         process = Worker(task_app, hostname=options["hostname"], burst=options["burst"], **chosen)
         if not is_quiet(ctx):
             click.echo(banner(process), err=True)
-        return serve(process, pid_file, watch)
+        serve(process, pid_file, watch)
     finally:
         if pid_file is not None:
             pid_file.release()

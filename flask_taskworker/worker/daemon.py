@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
 
-from .. import clock
 from ..exceptions import ConfigurationError
 from ..pidfile import PidFile
 
-log = logging.getLogger("flask_taskworker.worker")
-
-#: Seconds between two signs of life; a loop that stands still for longer than the second
-#: gives none.
-_BEAT, _STALLED = 5.0, 30.0
+#: Seconds between two signs of life.
+_BEAT = 5.0
 #: Tells a program that it is the detached one already: "now", and then its process id.
 _DETACHED = "TASKWORKER_DETACHED"
 
@@ -109,15 +104,14 @@ def become(user: str | None, group: str | None) -> None:
 
 
 class SignOfLife:
-    """Touches a pid file as long as the worker's loop turns; see ``taskworker health``.
+    """Touches a pid file as long as the worker is at work; see ``taskworker health``.
 
     :param file: the acquired pid file.
-    :param last_turn: when the loop turned last, on the monotonic clock; None: it may take
-        as long as it likes.
+    :param is_at_work: asked each time.
     """
 
-    def __init__(self, file: PidFile, last_turn: Callable[[], float | None]) -> None:
-        self._file, self._last_turn = file, last_turn
+    def __init__(self, file: PidFile, is_at_work: Callable[[], bool]) -> None:
+        self._file, self._is_at_work = file, is_at_work
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="taskworker-pidfile", daemon=True)
 
@@ -129,12 +123,6 @@ class SignOfLife:
         self._thread.join()
 
     def _run(self) -> None:
-        complained = False
         while not self._end.wait(_BEAT):
-            turned = self._last_turn()
-            if turned is None or clock.monotonic() - turned < _STALLED:
+            if self._is_at_work():
                 self._file.touch()
-                complained = False
-            elif not complained:
-                log.error("the worker's loop has not turned for %g s", _STALLED)
-                complained = True

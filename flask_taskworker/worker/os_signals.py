@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from .daemon import own_command
+
 if TYPE_CHECKING:
     from .supervisor import Worker
 
@@ -46,7 +48,7 @@ def os_signals(worker: Worker) -> Iterator[None]:
         if shows is not None:
             faulthandler.unregister(shows)
     if worker.restarting:
-        _start_anew()
+        start_anew()
 
 
 def _handlers(worker: Worker) -> dict[signal.Signals, _Handler]:
@@ -88,11 +90,12 @@ def _show_stacks_on(number: int | None) -> int | None:
     return None
 
 
-def _start_anew() -> None:
+def start_anew() -> None:
     """Become a new process of the same command, with the same id."""
-    log.info("starting again: %s", " ".join(sys.orig_argv))
+    command = own_command()
+    log.info("starting again: %s", " ".join(command))
     streams: list[Any] = [sys.stdout, sys.stderr]
     for stream in streams:
         with suppress(Exception):
             stream.flush()
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    os.execv(command[0], command)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
+from .. import clock
 from .daemon import SignOfLife
+from .os_signals import os_signals
 from .reload import Reloader, SourceWatch
-from .supervisor import os_signals
+from .watchdog import STALLED_AFTER
 
 if TYPE_CHECKING:
     from ..pidfile import PidFile
@@ -35,25 +38,27 @@ def usable_cpus(quota_file: str = "/sys/fs/cgroup/cpu.max") -> int:
 
 def serve(
     worker: Worker, pid_file: PidFile | None = None, watch: SourceWatch | None = None
-) -> bool:
+) -> None:
     """Run a worker until a signal ends it, or in a burst until the queues are empty.
 
+    Main thread only. Where a signal, or a changed file, asks for a fresh start of the
+    program, this does not return.
+
     :param pid_file: the acquired file that shows the worker's life.
-    :param watch: ends the worker as well when a source file changes.
-    :return: whether one did. Main thread only.
+    :param watch: knows the files whose change asks for a fresh start.
     """
-
-    def last_turn() -> float | None:
-        # A solo worker runs its tasks in the loop, and they may take as long as they like.
-        return None if worker.pool_name == "solo" else worker.consumer.turned_at
-
     with contextlib.ExitStack() as stack:
         stack.enter_context(os_signals(worker))
         if pid_file is not None:
-            stack.enter_context(SignOfLife(pid_file, last_turn))
-        if watch is None:
-            worker.run()
-            return False
-        reloader = stack.enter_context(Reloader(watch, worker.stop))
+            stack.enter_context(SignOfLife(pid_file, lambda: is_at_work(worker)))
+        if watch is not None:
+            changed = partial(worker.restart, reason="a change of the program")
+            stack.enter_context(Reloader(watch, changed))
         worker.run()
-    return reloader.file is not None
+
+
+def is_at_work(worker: Worker) -> bool:
+    """Whether the worker's loop turns, or stands still for a task that runs in it."""
+    allowed = max(STALLED_AFTER, 2 * worker.app.config.loop_interval)
+    consumer = worker.consumer
+    return consumer.in_task or clock.monotonic() - consumer.turned_at < allowed

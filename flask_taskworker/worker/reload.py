@@ -11,8 +11,6 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 
-from .daemon import own_command
-
 log = logging.getLogger("flask_taskworker.worker")
 
 #: Seconds between two looks at the files.
@@ -78,20 +76,15 @@ class SourceWatch:
 
 
 class Reloader:
-    """While its block runs, calls ``on_change`` once when a file has changed.
-
-    :ivar file: the file that changed, or None.
-    """
+    """While its block runs, calls ``on_change`` once when a file has changed."""
 
     def __init__(self, watch: SourceWatch, on_change: Callable[[], None]) -> None:
-        self.file: str | None = None
         self._watch, self._on_change = watch, on_change
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="taskworker-reload", daemon=True)
 
-    def __enter__(self) -> Reloader:
+    def __enter__(self) -> None:
         self._thread.start()
-        return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._end.set()
@@ -101,13 +94,4 @@ class Reloader:
         file = self._watch.wait(self._end)
         if file is not None:
             log.info("%s has changed, starting anew", file)
-            self.file = file
             self._on_change()
-
-
-def start_anew() -> None:
-    """Replace this program by a fresh start of itself. Does not return."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    command = own_command()
-    os.execv(command[0], command)

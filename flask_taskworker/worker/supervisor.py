@@ -132,13 +132,15 @@ class Worker:
             drain_timeout = self.app.config.drain_timeout
         self.consumer.stop(drain_timeout)
 
-    def restart(self) -> None:
+    def restart(self, *, reason: str = "SIGHUP") -> None:
         """Ask the worker to end as :meth:`stop` does, and its process to start anew.
 
         Takes effect in a process whose signals the worker has; elsewhere it only ends.
+
+        :param reason: who asks, for the log.
         """
         self.restarting = True
-        self.stop(reason="SIGHUP")
+        self.stop(reason=reason)
 
     def _refuse(self, delivery: Delivery) -> Outcome | None:
         """What becomes of a delivery that must not run."""
