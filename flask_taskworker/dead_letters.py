@@ -7,7 +7,8 @@ their own, next to the one they came from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import contextlib
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -55,8 +56,8 @@ def listing(app: TaskApp, queue: str | None = None, limit: int = 100) -> list[De
             return [_kept(letter) for letter in kept]
         found: list[DeadLetter] = []
         for name in _queues(app, queue):
-            for raw in _lying(connection, name, limit - len(found)):
-                found.append(_parked(raw, name))
+            with contextlib.closing(_lying(connection, name, limit - len(found))) as lying:
+                found += [_parked(raw, name) for raw in lying]
         return found
 
 
@@ -103,11 +104,12 @@ def _change(
             return int(getattr(store, verb)([letter.id for letter in letters], queue))
         count = 0
         for name in _queues(app, queue):
-            for raw in _lying(connection, name, _ALL):
-                if _is_in(_parked(raw, name), wanted):
-                    before(raw, name)
-                    raw.ack()
-                    count += 1
+            with contextlib.closing(_lying(connection, name, _ALL)) as lying:
+                for raw in lying:
+                    if _is_in(_parked(raw, name), wanted):
+                        before(raw, name)
+                        raw.ack()
+                        count += 1
         return count
 
 
@@ -119,7 +121,7 @@ def _queues(app: TaskApp, queue: str | None) -> list[str]:
     return [queue] if queue else known_queues(app)
 
 
-def _lying(connection: kombu.Connection, queue: str, limit: int) -> Iterator[Any]:
+def _lying(connection: kombu.Connection, queue: str, limit: int) -> Generator[Any, None, None]:
     """The messages in the queue of dead letters; those not acknowledged lie there afterwards."""
     name = queue + DEAD_SUFFIX
     if not _exists(connection, name):
@@ -131,6 +133,8 @@ def _lying(connection: kombu.Connection, queue: str, limit: int) -> Iterator[Any
             raw = channel.basic_get(name)
             if raw is None:
                 return
+            if hasattr(channel, "message_to_python"):  # RabbitMQ's client has a form of its own
+                raw = channel.message_to_python(raw)
             seen.append(raw)
             yield raw
     finally:
