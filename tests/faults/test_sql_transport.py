@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import sqlite3
 import subprocess
 import time
@@ -245,19 +246,28 @@ def test_sessions_killed_each_second_lose_nothing(
 # -- disk and locks -----------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a disk of 2 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
+@contextlib.contextmanager
+def disk_of(size: str, folder: Path, user: str = "root") -> Iterator[Path]:
+    """Make a folder a disk of its own."""
+    folder.mkdir(exist_ok=True)
     mounted = os.name == "posix" and os.getuid() == 0
     if mounted:
-        command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
         mounted = subprocess.run(command, capture_output=True).returncode == 0
     if not mounted:
         pytest.skip("no small disk can be mounted here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    try:
+        shutil.chown(folder, user)
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of 2 MB."""
+    with disk_of("2m", tmp_path / "disk") as folder:
+        yield folder
 
 
 def test_a_full_disk_refuses_publishes_keeps_the_rest_and_lets_the_consumer_resume(
@@ -306,6 +316,68 @@ def test_a_full_disk_refuses_publishes_keeps_the_rest_and_lets_the_consumer_resu
     print(f"\nfull disk: stored={stored} got={len(got)} resumed_in={resumed:.2f}s")
     assert sorted(got) == sorted([*sent, "after"])
     database_for(url).dispose()
+
+
+@contextlib.contextmanager
+def tables_on_a_small_disk(kind: type[OwnServer]) -> Iterator[tuple[str, Path]]:
+    """A server of our own whose tables, and nothing else, lie on a disk of 12 MB."""
+    with running(kind) as server, contextlib.ExitStack() as stack:
+        admin = sa.create_engine(server.url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+        with admin.connect() as connection:
+            connection.exec_driver_sql("CREATE DATABASE small")
+            user = server.user or "root"
+            if kind is OwnPostgreSQL:
+                disk = stack.enter_context(disk_of("12m", server.folder / "disk", user))
+                connection.exec_driver_sql(f"CREATE TABLESPACE small LOCATION '{disk}'")
+                connection.exec_driver_sql("ALTER DATABASE small SET default_tablespace = small")
+            else:
+                folder = server.folder / "data" / "small"
+                disk = stack.enter_context(disk_of("12m", folder, user))
+        yield str(admin.url.set(database="small").render_as_string(hide_password=False)), disk
+        server.crash()  # it has files open there
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("kind", [OwnPostgreSQL, OwnMariaDB], ids=["postgresql", "mariadb"])
+def test_a_full_disk_of_a_server_refuses_publishes_and_lets_the_consumer_resume(
+    kind: type[OwnServer],
+) -> None:
+    with tables_on_a_small_disk(kind) as (server, disk):
+        url = f"taskworker+{server}"
+        database = database_for(url)
+        held = database.connect()  # creates the tables
+        ballast = disk / "ballast"
+        ballast.write_bytes(bytes(4_000_000))
+        sent: list[str] = []
+        with kombu.Connection(url) as connection:
+            producer = kombu.Producer(connection.channel())
+            with pytest.raises(DatabaseUnavailableError, match="the server's disk is full"):
+                for number in range(2000):
+                    body = {"id": f"{number}", "x": os.urandom(10_000).hex()}
+                    producer.publish(body, routing_key=QUEUE)
+                    sent.append(f"{number}")
+            assert len(sent) > 10
+            stored = held.execute(database.dialect.sql("SELECT count(*) FROM {message}")).fetchone()
+            assert stored[0] == len(sent)
+            ballast.unlink()
+            producer.publish({"id": "after"}, routing_key=QUEUE)
+            got: list[str] = []
+
+            def work(message: kombu.Message) -> None:
+                got.append(message.payload["id"])
+                message.ack()
+
+            with kombu.Connection(url) as other:
+                consumer = kombu.Consumer(
+                    other.channel(), [kombu.Queue(QUEUE)], on_message=work, auto_declare=False
+                )
+                consumer.consume()
+                while len(got) <= len(sent):
+                    other.drain_events(timeout=RESUME)
+        print(f"\nfull disk of {kind.__name__}: stored={stored[0]} got={len(got)}")
+        assert got == [*sent, "after"]
+        held.close()
+        database.dispose()
 
 
 def test_a_disk_that_was_full_at_the_start_does_no_lasting_harm(small_disk: Path) -> None:
