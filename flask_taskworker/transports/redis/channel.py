@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -147,7 +148,10 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             return
         if self._publisher is None:
             self._publisher = Wire(self._make)
-        self._publisher.command("LPUSH", self._list_for(queue, message), dumps(message))
+        self._publisher.push(self._list_for(queue, message), dumps(message))
+
+    def _next_delivery_tag(self) -> str:
+        return os.urandom(16).hex()
 
     # -- consuming ------------------------------------------------------------------------
 
