@@ -209,6 +209,7 @@ def _sockets(connection: kombu.Connection) -> list[Any]:
     """What becomes readable when the broker sends something."""
     driver = connection.transport.driver_type
     if driver == "amqp":
+        connection.connection.flush()  # acknowledgements wait no longer than this thread works
         return [connection.connection.sock]
     if driver == "redis":  # several servers
         cycle = connection.transport.cycle

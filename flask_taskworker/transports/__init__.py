@@ -36,9 +36,10 @@ class Capabilities:
     #: ``channel.settle_with(tag, statements, ring)`` stores a result together with the
     #: acknowledgement, in one transaction.
     atomic_settle: bool = False
+    #: Settlements are collected until ``channel.flush()``.
+    buffers: bool = False
     #: What is delivered stays this worker's over a lost connection, as long as it shows that it
-    #: lives. Settlements are collected until ``channel.flush()``; ``channel.requeue(tag,
-    #: count_delivery)`` gives back.
+    #: lives. ``channel.requeue(tag, count_delivery)`` gives back.
     leased: bool = False
     #: ``channel.basic_qos`` costs no round trip and may be called before each reserve.
     cheap_prefetch: bool = False

@@ -150,7 +150,7 @@ class Settler:
 
     def flush(self) -> None:
         """Send what the channel has buffered."""
-        if self._capabilities.leased:
+        if self._capabilities.buffers:
             self._channel.flush()
 
     def _acknowledge(self, delivery: Delivery, outcome: Outcome) -> None:

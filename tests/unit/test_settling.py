@@ -18,7 +18,7 @@ from flask_taskworker.worker.settling import Settler
 from support import AppRoom, deliver, received
 
 PLAIN = Capabilities()
-ABLE = Capabilities(dead_letter=True, atomic_settle=True, leased=True)
+ABLE = Capabilities(dead_letter=True, atomic_settle=True, buffers=True, leased=True)
 
 
 class Channel:

@@ -28,7 +28,7 @@ class Transport(kombu_redis.Transport):  # type: ignore[misc]
     #: Our consumers wait here and in no event loop of kombu's.
     implements = kombu_redis.Transport.implements.extend(asynchronous=False)
     capabilities: ClassVar[Capabilities] = Capabilities(
-        dead_letter=True, leased=True, cheap_prefetch=True, wake=True, fanout=True
+        dead_letter=True, buffers=True, leased=True, cheap_prefetch=True, wake=True, fanout=True
     )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -57,6 +57,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         dead_letter=True,
         lists_dead_letters=True,
         atomic_settle=True,
+        buffers=True,
         leased=True,
         cheap_prefetch=True,
         wake=True,

@@ -178,7 +178,7 @@ def test_remote_control_reaches_another_connection(broker):
 def test_capabilities(broker):
     assert capabilities_of(broker.connection()) == Capabilities(
         delayed=True, delayed_requeue=True, dead_letter=True, lists_dead_letters=True,
-        atomic_settle=True, leased=True,
+        atomic_settle=True, buffers=True, leased=True,
         cheap_prefetch=True, wake=True, fanout=True, pause=True, queue_states=True,
     )  # fmt: skip
     assert capabilities_of(kombu.Connection("redis://")).cheap_prefetch

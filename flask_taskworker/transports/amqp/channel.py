@@ -1,37 +1,14 @@
-"""RabbitMQ: kombu's transport, with messages that wait in the broker and a quick end.
-
-**Waiting.** A message with a property ``eta_at`` is sent through a row of queues that hold it for
-1, 2, 4, ... seconds, as many of them as its time is a sum of. Its routing key says which: a ``1``
-or a ``0`` for each, then the name of its queue. A queue hands on what it has held by its
-dead-letter exchange, which is that of the next. What is left of a second, and what is too long for
-the row, is the worker's business. Where the server can (3.10 and later) these are quorum queues
-that keep a message until the next has it, so a crash of the server loses none.
-
-**Task queues** have no arguments, as Celery's; ``queue_arguments`` among the transport options
-gives them some, for example ``{"x-max-priority": 10}`` or ``{"x-queue-type": "quorum"}``. Every
-program that declares a queue has to give the same.
-
-**Heartbeats** come from a thread of their own: a task that keeps the consuming thread busy does not
-end the connection.
-
-**Closing.** An AMQP connection is closed by asking the server; one that does not answer is dropped.
-"""
+"""The channel: publishing with a delay, acknowledging in bulk."""
 
 from __future__ import annotations
 
-import contextlib
 import re
-import socket
 import struct
-import threading
-import time
-import weakref
-from typing import Any, ClassVar
+from typing import Any
 
 from kombu.transport import pyamqp
 
-from .. import clock
-from . import Capabilities
+from ... import clock
 
 #: Powers of two of seconds that a message can wait in the broker: up to 24 days.
 LEVELS = 21
@@ -41,9 +18,10 @@ _PREFIX = "taskworker_delayed"
 _LOST = f"{_PREFIX}_lost"
 #: A routing key has at most 255 bytes. A word of it that is a wildcard would match more.
 _MAY_WAIT = re.compile(r"[^*#]{1,200}")
-#: A server that is to confirm the end of a connection or channel has this long. Seconds.
-_CLOSE_TIMEOUT = 0.5
-_HEARTBEAT_FRAME = b"\x08\x00\x00\x00\x00\x00\x00\xce"
+#: What RabbitMQ notes on a message that waited.
+_HISTORY = re.compile(r"x-(?:death|first-death-.*|last-death-.*)$")
+#: The frame of ``basic.ack``: frame type, channel, length, class, method, tag, multiple, end.
+_ACK = struct.Struct(">BHIHHQBB")
 
 
 class Channel(pyamqp.Channel):  # type: ignore[misc]
@@ -88,6 +66,15 @@ class Channel(pyamqp.Channel):  # type: ignore[misc]
             a_global = False
         super().basic_qos(prefetch_size, prefetch_count, a_global, **kwargs)
 
+    def basic_ack(self, delivery_tag: int, multiple: bool = False, **kwargs: Any) -> None:
+        """Acknowledge; sent with whatever is written next, or by :meth:`flush`."""
+        frame = _ACK.pack(1, self.channel_id, 13, 60, 80, delivery_tag, int(multiple), 0xCE)
+        self.connection.collect_frame(frame)
+
+    def flush(self) -> None:
+        """Send what is acknowledged."""
+        self.connection.flush()
+
     # -- publishing -----------------------------------------------------------------------
 
     def basic_publish_confirm(
@@ -111,8 +98,9 @@ class Channel(pyamqp.Channel):  # type: ignore[misc]
         round in circles, and drops it.
         """
         headers = raw_message.properties.get("application_headers")
-        for name in [name for name in headers or () if _HISTORY.match(name)]:
-            del headers[name]
+        if headers and "x-death" in headers:
+            for name in [name for name in headers if _HISTORY.match(name)]:
+                del headers[name]
         return super().message_to_python(raw_message)
 
     # -- waiting --------------------------------------------------------------------------
@@ -177,83 +165,3 @@ class Channel(pyamqp.Channel):  # type: ignore[misc]
                 super().close(*args, **kwargs)
         except connection.connection_errors:
             connection.collect()
-
-
-_HISTORY = re.compile(r"x-(?:death|first-death-.*|last-death-.*)$")
-
-
-class Connection(pyamqp.Connection):  # type: ignore[misc]
-    """A connection that ends at once."""
-
-    Channel = Channel
-
-    def Transport(self, *args: Any, **kwargs: Any) -> Any:
-        """The socket; a lock keeps heartbeats from coming between the parts of a frame."""
-        transport = super().Transport(*args, **kwargs)
-        write, lock = transport.write, threading.Lock()
-
-        def locked(data: Any) -> None:
-            with lock:
-                write(data)
-
-        transport.write = locked
-        return transport
-
-    def connect(self, *args: Any, **kwargs: Any) -> Any:
-        """Connect, and begin to show that we live."""
-        answer = super().connect(*args, **kwargs)
-        if self.heartbeat:
-            beat = threading.Thread(
-                target=_beat, args=(weakref.ref(self), self._transport, self.heartbeat / 3),
-                name="taskworker-heartbeat", daemon=True,
-            )  # fmt: skip
-            beat.start()
-        return answer
-
-    @contextlib.contextmanager
-    def hurried(self) -> Any:
-        """Wait for no answer long, within a block."""
-        self._wait_at_most(_CLOSE_TIMEOUT, _CLOSE_TIMEOUT)
-        try:
-            yield
-        finally:
-            self._wait_at_most(self.read_timeout or 0.0, self.write_timeout or 0.0)
-
-    def _wait_at_most(self, read: float, write: float) -> None:
-        sock = getattr(self._transport, "sock", None)
-        if sock is None:
-            return
-        for option, seconds in ((socket.SO_RCVTIMEO, read), (socket.SO_SNDTIMEO, write)):
-            whole = int(seconds)
-            value = struct.pack("ll", whole, int((seconds - whole) * 1_000_000))
-            with contextlib.suppress(OSError, ValueError):
-                sock.setsockopt(socket.SOL_SOCKET, option, value)
-
-    def close(self, *args: Any, **kwargs: Any) -> None:
-        """Say goodbye; who does not answer is left without."""
-        try:
-            with self.hurried():
-                super().close(*args, **kwargs)
-        except self.connection_errors:
-            self.collect()
-
-
-def _beat(connection: Any, transport: Any, interval: float) -> None:
-    """Send a heartbeat each interval as long as a connection has this transport."""
-    while True:
-        time.sleep(interval)
-        alive = connection()
-        if alive is None or alive._transport is not transport:
-            return
-        del alive
-        try:
-            transport.write(_HEARTBEAT_FRAME)
-        except (OSError, AttributeError):
-            return
-
-
-class Transport(pyamqp.Transport):  # type: ignore[misc]
-    """``amqp://`` for both sides."""
-
-    Connection = Connection
-    capabilities: ClassVar[Capabilities] = Capabilities(delayed=True, returns=True)
