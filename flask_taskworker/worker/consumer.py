@@ -508,7 +508,8 @@ class Consumer:
         now = clock.monotonic()
         if now - self._last_move <= STALLED_AFTER:
             return
-        due = [entry for entry in self._held if entry[0] <= now]
+        full = self.pool.load() >= self.pool.size
+        due = [entry for entry in self._held if entry[0] <= now] if full else []
         if due:
             self._held = [entry for entry in self._held if entry[0] > now]
             heapq.heapify(self._held)
