@@ -90,20 +90,37 @@ def test_competing_consumers_share_without_loss_or_duplicate(broker):
     assert broker.count() == 0
 
 
-def test_eight_processes_may_create_the_tables_at_once(broker):
-    code = (
-        "sys.stdin.readline()\n"
-        "kombu.Producer(connection.channel()).publish(1, exchange='', routing_key='q')\n"
-        "connection.release()\n"
-    )
-    processes = [broker.spawn(code) for _ in range(8)]
-    for process in processes:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    for process in processes:
-        process.communicate(timeout=60)
-    assert [process.returncode for process in processes] == [0] * 8
-    assert broker.count() == 8
+CREATE = """
+from flask_taskworker.transports.sql.engine import database_for
+url, options = connection.transport.url, connection.transport_options
+for _ in range(3):
+    database = database_for(url, options)
+    print("ready", flush=True)
+    start = float(sys.stdin.readline())
+    while time.monotonic() < start:
+        pass
+    database.connect().close()  # nobody tries again here
+    with connection.clone() as own:
+        kombu.Producer(own.channel()).publish(1, exchange="", routing_key="q")
+    database.dispose()
+    print("done", flush=True)
+"""
+
+
+def test_eight_processes_may_create_the_tables_at_once_three_times(broker):
+    processes = [broker.spawn(CREATE) for _ in range(8)]
+    for _ in range(3):
+        assert [process.stdout.readline() for process in processes] == ["ready\n"] * 8
+        start = time.monotonic() + 0.1
+        for process in processes:
+            process.stdin.write(f"{start}\n")
+            process.stdin.flush()
+        assert [process.stdout.readline() for process in processes] == ["done\n"] * 8
+        assert broker.count() == 8
+        for table in reversed(broker.database.dialect.names):
+            broker.execute(f"DROP TABLE {table}")
+        broker.database.dispose()
+    assert [process.wait(60) for process in processes] == [0] * 8
 
 
 def test_forked_children_publish_and_the_parents_connection_lives(broker):
