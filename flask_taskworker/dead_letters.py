@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import kombu
 
-from .broker import capabilities_of
+from .broker import Capabilities, capabilities_of
 from .message import copy_of
 from .queues import DEAD_SUFFIX, broker, known_queues
 
@@ -140,8 +140,15 @@ def _lying(connection: kombu.Connection, queue: str, limit: int) -> Generator[An
     finally:
         for raw in seen:
             if not raw.acknowledged:
-                raw.requeue()
+                _put_back(raw, channel, capabilities_of(connection))
         channel.close()
+
+
+def _put_back(raw: Any, channel: Any, capabilities: Capabilities) -> None:
+    if capabilities.leased:  # it counts deliveries, and to look at a message is none
+        channel.requeue(raw.delivery_tag, count_delivery=False)
+    else:
+        raw.requeue()
 
 
 def _exists(connection: kombu.Connection, name: str) -> bool:

@@ -10,12 +10,11 @@ import pytest
 
 from flask_taskworker import BrokerUnavailableError, dead_letters, queues
 from flask_taskworker.exceptions import UnsupportedByBrokerError
+from support import wait_until
 from support.room import PATIENCE, Room
 
 SERVERS = ["postgresql_url", "mysql_url", "redis_url", "amqp_url"]
 BROKERS = ["sqlite", "filesystem", *(pytest.param(s, marks=pytest.mark.services) for s in SERVERS)]
-#: Brokers whose queues can be paused for all workers.
-PAUSING = ("sqlite", "postgresql_url", "mysql_url")
 
 
 @pytest.fixture(params=BROKERS)
@@ -68,6 +67,8 @@ def test_dead_letters_come_back_or_go(room: Room) -> None:
     assert {letter.task for letter in letters} == {"no.such.task"}
     assert all("no.such.task" in letter.reason for letter in letters)
     assert len(dead_letters.listing(app, room.queue, limit=2)) == 2
+    for _ in range(room.config.max_deliveries):
+        dead_letters.listing(app, room.queue)
     assert state(room).dead == 3, "looking at them changes nothing"
 
     assert dead_letters.replay(app, [second, "nonsense"], room.queue) == 1
@@ -90,14 +91,9 @@ def test_a_replayed_call_runs_with_its_arguments(room: Room) -> None:
     assert handle.get(PATIENCE) == 22
 
 
-def test_a_pause_holds_for_every_worker_or_is_refused(
-    room: Room, request: pytest.FixtureRequest
-) -> None:
+@pytest.mark.only_on("sqlite", "postgresql_url", "mysql_url")
+def test_a_pause_holds_for_every_worker(room: Room) -> None:
     app = room.task_app
-    if request.node.callspec.params["room"] not in PAUSING:
-        with pytest.raises(UnsupportedByBrokerError, match="cannot pause a queue"):
-            queues.pause(app, room.queue)
-        return
     queues.pause(app, room.queue)
     send(room, "no.such.task")
     assert state(room).paused
@@ -106,6 +102,23 @@ def test_a_pause_holds_for_every_worker_or_is_refused(
     queues.pause(app, room.queue, paused=False)
     room.burst()
     assert (state(room).waiting, state(room).dead) == (0, 1)
+
+
+@pytest.mark.only_on("redis_url", "amqp_url")
+def test_where_the_broker_hands_out_all_the_same_the_workers_are_asked(room: Room) -> None:
+    app = room.task_app
+    with room.worker():
+        queues.pause(app, room.queue)
+        wait_until(lambda: app.control.paused_queues() in (None, {room.queue}), "it is kept")
+        queues.pause(app, room.queue, paused=False)
+        handle = room.add.delay(1, 2)
+        assert handle.get(PATIENCE) == 3
+
+
+@pytest.mark.only_on("filesystem")
+def test_a_broker_that_can_neither_pause_nor_tell_the_workers_says_so(room: Room) -> None:
+    with pytest.raises(UnsupportedByBrokerError, match="cannot pause a queue"):
+        queues.pause(room.task_app, room.queue)
 
 
 def test_a_broker_that_is_away_is_named(tmp_path: Path) -> None:

@@ -14,4 +14,6 @@ class Transport(pyamqp.Transport):  # type: ignore[misc]
     """RabbitMQ. At least once."""
 
     Connection = AMQPConnection
-    capabilities: ClassVar[Capabilities] = Capabilities(delayed=True, returns=True, buffers=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        delayed=True, returns=True, buffers=True, fanout=True, counts_consumers=True
+    )
