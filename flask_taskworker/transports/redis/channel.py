@@ -282,8 +282,11 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         """The socket for fanout exchanges; None if there are no such consumers."""
         if not self.active_fanout_queues:
             return None
+        client = self.subclient
+        if client.connection is None:  # old releases of kombu ask in a way that is deprecated
+            client.connection = client.connection_pool.get_connection()
         self.connection.cycle._register_LISTEN(self)
-        return self.subclient.connection._sock
+        return client.connection._sock
 
     def _drain_fanout(self) -> bool:
         return self.listening() is not None and bool(self._receive_waiting())

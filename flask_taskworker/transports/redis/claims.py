@@ -252,6 +252,7 @@ class Claims:
         self._wire.run(SETTLE, (*self.keys[:2], *(move.list for move in moves)), arguments)
         done = {move.number for move in moves}
         self._moves = [move for move in self._moves if move.number not in done]
+        self._armed_until = 0.0  # the server does not tell us of what we did ourselves
 
     # -- the end --------------------------------------------------------------------------
 
