@@ -30,6 +30,8 @@ class Channel(pyamqp.Channel):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._waits_for: set[str] = set()
         super().__init__(*args, **kwargs)
+        # Bodies stay bytes: whoever knows the type of the content makes the most of them.
+        self.auto_decode = False
 
     # -- queues ---------------------------------------------------------------------------
 

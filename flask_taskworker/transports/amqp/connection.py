@@ -16,6 +16,7 @@ from amqp.transport import SSLTransport, TCPTransport
 from kombu.transport import pyamqp
 
 from .channel import Channel as AMQPChannel
+from .frames import FrameHandler
 
 #: A server that is to confirm the end of a connection or channel has this long. Seconds.
 _CLOSE_TIMEOUT = 0.5
@@ -116,6 +117,7 @@ class Connection(pyamqp.Connection):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._frames: list[bytes] = []
         super().__init__(*args, **kwargs)
+        self.frame_handler_cls = FrameHandler
 
     def Transport(
         self,
