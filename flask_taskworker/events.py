@@ -20,8 +20,9 @@ from .exceptions import BrokerError
 if TYPE_CHECKING:
     from .app import TaskApp
 
-#: Where events go; monitors bind queues to it.
-EXCHANGE = kombu.Exchange("celeryev", type="topic")
+#: Where events go; monitors bind queues to it. In Redis, where keys of a fanout exchange are
+#: patterns, it is one: Celery publishes to subscribers there, and keeps nothing.
+_EXCHANGES = {kind: kombu.Exchange("celeryev", type=kind) for kind in ("topic", "fanout")}
 #: The routing key of a list of task events.
 MULTI = "task.multi"
 #: How long unread events, and the queue of a monitor that is gone, are kept. Seconds.
@@ -60,13 +61,20 @@ def routing_key(type: str) -> str:
     return type.replace("-", ".")
 
 
+def exchange_of(channel: Any) -> kombu.Exchange:
+    """The exchange of events, as the transport of a channel has it."""
+    is_redis = getattr(channel.connection, "driver_type", "") == "redis"
+    return _EXCHANGES["fanout" if is_redis else "topic"]
+
+
 def publish(channel: Any, body: Event | list[Event], key: str, hostname: str) -> None:
     """Send an event, or a list of them, to whoever listens."""
+    exchange = exchange_of(channel)
     kombu.Producer(channel, auto_declare=False, serializer="json").publish(
         body,
-        exchange=EXCHANGE,
+        exchange=exchange,
         routing_key=key,
-        declare=[EXCHANGE],  # kombu does so once a connection
+        declare=[exchange],  # kombu does so once a connection
         delivery_mode=1,
         headers={"hostname": hostname},
         retry=False,
@@ -94,7 +102,7 @@ def receive(
         inbox: list[Event] = []
         consumer = kombu.Consumer(
             connection.default_channel,
-            [_monitor_queue(key)],
+            [_monitor_queue(exchange_of(connection.default_channel), key)],
             no_ack=True,
             accept=["json"],
             callbacks=[lambda body, message: inbox.extend(_readable(body))],
@@ -137,10 +145,10 @@ def _readable(body: Any) -> Iterator[Event]:
             yield {**item, "clock": count if isinstance(count, int) else 0}
 
 
-def _monitor_queue(key: str) -> kombu.Queue:
+def _monitor_queue(exchange: kombu.Exchange, key: str) -> kombu.Queue:
     return kombu.Queue(
         f"celeryev.{uuid.uuid4()}",
-        EXCHANGE,
+        exchange,
         routing_key=key,
         durable=False,
         exclusive=True,

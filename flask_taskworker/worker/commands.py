@@ -212,7 +212,8 @@ def _rate(value: Any) -> float:
     if not isinstance(value, str):
         return float(value or 0)
     count, _, unit = value.partition("/")
-    return float(count) / {"s": 1, "m": 60, "h": 3600}[unit or "s"]
+    seconds = {"s": 1, "m": 60, "h": 3600}[unit or "s"]  # first: its KeyError is Celery's
+    return float(count) / seconds
 
 
 @command(
