@@ -107,6 +107,8 @@ for _ in range(3):
 """
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(180)
 def test_eight_processes_may_create_the_tables_at_once_three_times(broker):
     processes = [broker.spawn(CREATE) for _ in range(8)]
     for _ in range(3):
