@@ -101,7 +101,7 @@ def test_delayed_messages_become_due(broker):
     broker.connection().channel().held()  # creating the tables may take a while
     now = broker.database.now()
     broker.publish("hour", eta_at=now + 3600)
-    broker.publish("soon", eta_at=now + 1)
+    broker.publish("soon", eta_at=now + 3)
     broker.publish("now", eta_at=now - 5)
     one = broker.receiver()
     assert one.drain() == ["now"]
