@@ -172,6 +172,9 @@ def wait_for_messages(
     if capabilities.wake:
         connection.transport.wait(connection, timeout, wake)
         return
+    if connection.transport.driver_type == "amqp":
+        # Acknowledgements wait for others, but not for tasks that take long.
+        timeout = min(timeout, connection.connection.flush_if_due())
     sockets = _sockets(connection)
     if not sockets:
         timeout = min(timeout, poll or (_POLL_BUSY if busy else _POLL_IDLE))
@@ -209,7 +212,6 @@ def _sockets(connection: kombu.Connection) -> list[Any]:
     """What becomes readable when the broker sends something."""
     driver = connection.transport.driver_type
     if driver == "amqp":
-        connection.connection.flush()  # acknowledgements wait no longer than this thread works
         return [connection.connection.sock]
     if driver == "redis":  # several servers
         cycle = connection.transport.cycle

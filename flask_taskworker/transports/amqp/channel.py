@@ -61,12 +61,16 @@ class Channel(pyamqp.Channel):  # type: ignore[misc]
     def basic_qos(
         self, prefetch_size: int, prefetch_count: int, a_global: bool, **kwargs: Any
     ) -> None:
-        """Limit what is delivered and not settled. On quorum queues that is set only once."""
-        if self._queue_arguments().get("x-queue-type") == "quorum":
-            if self.callbacks:
-                return
-            a_global = False
-        super().basic_qos(prefetch_size, prefetch_count, a_global, **kwargs)
+        """Limit what is delivered and not settled.
+
+        The limit is the channel's, so that it can change: a consumer keeps the one that it was
+        begun with. Quorum queues know consumers' alone, so there it is set once.
+        """
+        # A quarter of what may be underway: the server never waits for acknowledgements.
+        self.connection.bundle = max(1, prefetch_count // 4)
+        quorum = self._queue_arguments().get("x-queue-type") == "quorum"
+        if not (quorum and self.callbacks):
+            super().basic_qos(prefetch_size, prefetch_count, not quorum, **kwargs)
 
     def basic_ack(self, delivery_tag: int, multiple: bool = False, **kwargs: Any) -> None:
         """Acknowledge; sent with whatever is written next, or by :meth:`flush`."""

@@ -15,11 +15,15 @@ from amqp.exceptions import UnexpectedFrame
 from amqp.transport import SSLTransport, TCPTransport
 from kombu.transport import pyamqp
 
+from ... import clock
 from .channel import Channel as AMQPChannel
 from .frames import FrameHandler
 
 #: A server that is to confirm the end of a connection or channel has this long. Seconds.
 _CLOSE_TIMEOUT = 0.5
+#: An acknowledgement waits for others no longer than this, in seconds.
+_BUNDLE_DELAY = 0.005
+_FOR_EVER = 3600.0
 _HEARTBEAT_FRAME = b"\x08\x00\x00\x00\x00\x00\x00\xce"
 #: Read at most so many bytes at once.
 _PIECE = 256 * 1024
@@ -116,6 +120,9 @@ class Connection(pyamqp.Connection):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._frames: list[bytes] = []
+        self._oldest = 0.0
+        #: So many acknowledgements are sent at once.
+        self.bundle = 1
         super().__init__(*args, **kwargs)
         self.frame_handler_cls = FrameHandler
 
@@ -141,6 +148,8 @@ class Connection(pyamqp.Connection):  # type: ignore[misc]
 
     def collect_frame(self, frame: bytes) -> None:
         """Send a frame with the next one, or by :meth:`flush`."""
+        if not self._frames:
+            self._oldest = clock.monotonic()
         self._frames.append(frame)
         self.bytes_sent += 1
 
@@ -149,14 +158,32 @@ class Connection(pyamqp.Connection):  # type: ignore[misc]
         if self._frames:
             self.transport.write(b"")
 
+    def flush_if_due(self) -> float:
+        """Send what was collected if it is enough, or is waiting for long.
+
+        The server answers a bundle with a bundle, which costs both sides less than one message
+        at a time.
+
+        :return: how long the rest may wait, in seconds.
+        """
+        if not self._frames:
+            return _FOR_EVER
+        left = self._oldest + _BUNDLE_DELAY - clock.monotonic()
+        if left > 0 and len(self._frames) < self.bundle:
+            return left
+        self.flush()
+        return _FOR_EVER
+
     def blocking_read(self, timeout: float | None = None) -> Any:
         """Handle one frame; read from the socket only if there is none yet."""
         transport = self.transport
         frame = transport.next_frame()
         if frame is None:
-            self.flush()
             if timeout == 0:
+                self.flush_if_due()
                 frame = transport.frame_now()
+            else:
+                self.flush()
         if frame is None:
             with transport.having_timeout(timeout):
                 frame = transport.read_frame()
