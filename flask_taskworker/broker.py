@@ -61,13 +61,16 @@ def broker_connection(
         transport = "flask_taskworker.transports.amqp:Transport"
     elif _scheme(config.broker_url) in _REDIS:
         transport = "flask_taskworker.transports.redis:Transport"
-    return kombu.Connection(
+    connection = kombu.Connection(
         config.broker_url,
         transport=transport,
         connect_timeout=config.publish_timeout / 2,
         transport_options=options,
         heartbeat=_HEARTBEAT if role != "publish" else 0,
     )
+    if transport is not None:  # an address with a "+" names kombu's, whatever was given
+        connection.transport_cls = transport
+    return connection
 
 
 def drop(connection: kombu.Connection) -> None:

@@ -17,6 +17,7 @@ import pytest
 import redis
 from redis.exceptions import ConnectionError
 
+from flask_taskworker.broker import broker_connection
 from flask_taskworker.transports.redis import claims as claims_module
 from flask_taskworker.transports.redis.bell import Bell
 from flask_taskworker.transports.redis.scripts import CLAIM
@@ -38,7 +39,7 @@ class Place:
         self.url = url
         self.queue = unique
         self.client = redis.Redis.from_url(url)
-        self.options: dict[str, Any] = {"lease": 1.0, "global_keyprefix": f"{unique}:"}
+        self.options: dict[str, Any] = {"lease": 2.0, "global_keyprefix": f"{unique}:"}
         self._connections: list[kombu.Connection] = []
 
     def connection(self, ours: bool = True, **options: Any) -> kombu.Connection:
@@ -154,7 +155,7 @@ def test_a_lease_is_kept_while_the_consumer_is_busy(place: Place) -> None:
     drain(busy, got, 1)
     channel, again = place.consume()
     with contextlib.suppress(socket.timeout):
-        channel.connection.client.drain_events(timeout=3)
+        channel.connection.client.drain_events(timeout=6)
     assert again == []
     got[0].ack()
     busy.flush()
@@ -297,6 +298,8 @@ def test_a_socket_file_is_an_address_too(tmp_path: Path, unique: str) -> None:
         url = f"redis+socket://{own.folder}/redis.sock"
         settings = {"TASKER_BROKER_URL": url, "TASKER_RESULT_BACKEND": "disabled"}
         room = Room(settings, tmp_path, unique)
+        connection = broker_connection(room.config, role="consume")
+        assert connection.transport.capabilities.leased, "it is our own transport"
         room.add.delay(1)
         room.burst()
         assert room.starts("add") == [1]
