@@ -66,6 +66,7 @@ class Consumer:
     :param pool: runs them; made by the supervisor, wakes ``waker`` when a run has ended.
     :param queues: the queues to read, by name.
     :param burst: stop when the queues are empty.
+    :param on_connected: called with the channel of each connection, before it reads anything.
     :param on_ready: called when it reads the queues.
     :param on_stopping: called once when it has been asked to stop, with the seconds that are
         left for running tasks.
@@ -83,6 +84,7 @@ class Consumer:
         waker: Waker,
         *,
         burst: bool = False,
+        on_connected: Callable[[Any], None] = lambda channel: None,
         on_ready: Callable[[], None] = lambda: None,
         on_stopping: Callable[[float], None] = lambda seconds: None,
         maintain: Callable[[], float] = lambda: 60.0,
@@ -95,6 +97,7 @@ class Consumer:
         self.queues = list(queues)
         self.burst = burst
         self._waker = waker
+        self._on_connected = on_connected
         self._on_ready = on_ready
         self._on_stopping = on_stopping
         self._told_of_stop = False
@@ -293,6 +296,7 @@ class Consumer:
         self._strays.gather()
         self._unsettled.clear()
         self._prefetch.reset()
+        self._on_connected(channel)
         consumer = self._consumer = kombu.Consumer(
             channel,
             queues=[self.entity(name) for name in self.queues if name not in self.resting],

@@ -144,15 +144,18 @@ class _Session:
         state.events.send_about_worker(self._channel, "worker-offline")
 
     def _take_over(self) -> None:
-        """What the broker keeps: revocations, and queues that rest."""
+        """What was said while we did not listen, as far as the broker keeps it."""
         fleet, consumer = self._state.fleet, self._state.worker.consumer
         if fleet is None:
             return
         self._state.revoked.load(fleet.revoked())
         consumer.request(consumer.refuse_again)
         if not fleet.pauses_by_itself:
-            for queue in fleet.paused():
+            paused = fleet.paused()
+            for queue in paused:
                 consumer.request(lambda name=queue: consumer.rest_queue(name))  # type: ignore[misc]
+            for queue in consumer.resting - paused:
+                consumer.request(lambda name=queue: consumer.resume_queue(name))  # type: ignore[misc]
 
     def _loop(self) -> None:
         heartbeat_at = clock.monotonic() + HEARTBEAT

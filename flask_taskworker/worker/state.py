@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import clock
 from ..texts import safe_repr
+from ..transports.fleet import fleet_of
 from .delivery import Delivery
 from .revoked import Revoked
 
@@ -73,6 +74,18 @@ class WorkerState:
         """Do something with what the broker keeps for all workers, where it keeps anything."""
         if self.fleet is not None:
             action(self.fleet)
+
+    def take_over(self, channel: Any) -> None:
+        """Learn from the broker what is revoked, and which queues rest.
+
+        In the consumer's thread before it reads: no revoked task may slip through.
+        """
+        fleet = fleet_of(channel)
+        if fleet is None:
+            return
+        self.revoked.load(fleet.revoked())
+        if not fleet.pauses_by_itself:
+            self.worker.consumer.resting = fleet.paused()
 
     # -- deliveries -----------------------------------------------------------------------
 

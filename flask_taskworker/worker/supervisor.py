@@ -87,6 +87,7 @@ class Worker:
             self.queues,
             self._waker,
             burst=burst,
+            on_connected=self.state.take_over,
             on_ready=self._is_ready,
             maintain=self._maintain,
             rates=self.rates,

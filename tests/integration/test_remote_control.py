@@ -204,11 +204,11 @@ def test_workers_that_start_later_know_of_a_revocation(room: Room) -> None:
     result.revoke()
     stamped = room.task_app.control.revoke_by_stamped_headers({"tenant": "acme"})
     assert stamped is None
-    with at_work(room, "one") as worker:
+    with room.worker() as worker:  # it need not listen to commands yet
         room.note.delay("other").get(timeout=PATIENCE)
         assert result.id in worker.state.revoked.ids()
         assert room.task_worker.AsyncResult(result.id).state == states.REVOKED
-    assert room.starts("note")[-1] == "other"
+    assert room.starts("note") == ["other"]
     with at_work(room, "two") as worker:
         assert result.id in ask(room, "revoked", worker)
 
@@ -245,12 +245,7 @@ def test_a_paused_queue_hands_out_nothing_to_anybody(room: Room, broker: str) ->
 def test_a_queue_stays_paused_for_workers_that_start_later(room: Room) -> None:
     control = room.task_app.control
     control.pause_queue(room.queue)
-    with at_work(room, "one") as worker:
-        wait_until(
-            lambda: room.config.engine != "redis" or room.queue in worker.consumer.resting,
-            "the worker knows",
-            PATIENCE,
-        )
+    with room.worker():
         room.note.delay("paused")
         time.sleep(1.0)
         assert room.starts("note") == []
