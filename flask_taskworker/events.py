@@ -5,10 +5,11 @@ Workers send it (:mod:`flask_taskworker.worker.events`), publishers add ``task-s
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import kombu
@@ -29,6 +30,11 @@ MULTI = "task.multi"
 _TTL, _EXPIRES = 5.0, 60.0
 
 Event = dict[str, Any]
+#: Type, time in epoch seconds, logical clock and the fields of its own.
+Noted = tuple[str, float, int, dict[str, Any]]
+
+_encode = json.JSONEncoder().encode
+_JSON = {"content_type": "application/json", "content_encoding": "utf-8"}
 
 
 def event(
@@ -67,8 +73,19 @@ def exchange_of(channel: Any) -> kombu.Exchange:
     return _EXCHANGES["fanout" if is_redis else "topic"]
 
 
-def publish(channel: Any, body: Event | list[Event], key: str, hostname: str) -> None:
-    """Send an event, or a list of them, to whoever listens."""
+def written(hostname: str, noted: Iterable[Noted]) -> str:
+    """A list of events as JSON; there may be thousands in a second."""
+    head = {"hostname": hostname, "utcoffset": utcoffset(), "pid": os.getpid()}
+    return _encode(
+        [
+            {**head, "clock": count, **fields, "timestamp": at, "type": type}
+            for type, at, count, fields in noted
+        ]
+    )
+
+
+def publish(channel: Any, body: Event | str, key: str, hostname: str) -> None:
+    """Send an event, or a list of them in JSON, to whoever listens."""
     exchange = exchange_of(channel)
     kombu.Producer(channel, auto_declare=False, serializer="json").publish(
         body,
@@ -78,6 +95,7 @@ def publish(channel: Any, body: Event | list[Event], key: str, hostname: str) ->
         delivery_mode=1,
         headers={"hostname": hostname},
         retry=False,
+        **(_JSON if isinstance(body, str) else {}),
     )
 
 

@@ -10,7 +10,7 @@ import os
 import platform
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from .. import clock, events, states
 from .delivery import Delivery, Outcome, Settlement
@@ -35,13 +35,6 @@ SOFTWARE = {
 }
 
 
-class _Noted(NamedTuple):
-    type: str
-    at: float
-    clock: int
-    fields: dict[str, Any]
-
-
 class EventSender:
     """Follows the deliveries of a worker; an :class:`~.observer.Observer`.
 
@@ -57,7 +50,7 @@ class EventSender:
         self.always, self.tasks = tasks, tasks
         #: Whether anybody sends what is noted.
         self.open = False
-        self._noted: deque[_Noted] = deque(maxlen=WAITING)
+        self._noted: deque[events.Noted] = deque(maxlen=WAITING)
         self._clock = state.app.clock
 
     # -- the consumer's thread ------------------------------------------------------------
@@ -104,7 +97,7 @@ class EventSender:
 
     def _note(self, type: str, at: float, fields: dict[str, Any]) -> None:
         noted = self._noted
-        noted.append(_Noted(type, at, self._clock.forward(), fields))
+        noted.append((type, at, self._clock.forward(), fields))
         if len(noted) == 1:
             self._wake()
 
@@ -134,15 +127,10 @@ class EventSender:
 
     def send(self, channel: Any) -> None:
         """Send what was noted."""
-        hostname = self._state.hostname
-        while self._noted:
-            batch: list[events.Event] = []
-            while self._noted and len(batch) < TOGETHER:
-                noted = self._noted.popleft()
-                batch.append(
-                    events.event(noted.type, hostname, noted.clock, noted.fields, noted.at)
-                )
-            events.publish(channel, batch, events.MULTI, hostname)
+        hostname, noted = self._state.hostname, self._noted
+        while noted:
+            batch = [noted.popleft() for _ in range(min(len(noted), TOGETHER))]
+            events.publish(channel, events.written(hostname, batch), events.MULTI, hostname)
 
     def send_about_worker(self, channel: Any, type: str) -> None:
         """Send ``worker-online``, ``worker-heartbeat`` or ``worker-offline``."""
