@@ -16,8 +16,10 @@
 
 from __future__ import annotations
 
+from .canvas import Signature, chain, chord, chunks, group, signature
 from .exceptions import (
     BrokerUnavailableError,
+    ChordError,
     ConfigurationError,
     Ignore,
     MaxRetriesExceededError,
@@ -30,7 +32,7 @@ from .exceptions import (
 )
 from .extension import BackgroundTaskWorker, BaseTaskWorker, BlockingTaskWorker
 from .logs import get_task_logger
-from .result import AsyncResult
+from .result import AsyncResult, GroupResult, ResultSet
 from .task import Request, Task, current_request
 
 #: The name that the first releases gave to a task.
@@ -45,17 +47,26 @@ __all__ = [
     "BaseTaskWorker",
     "BlockingTaskWorker",
     "BrokerUnavailableError",
+    "ChordError",
     "ConfigurationError",
+    "GroupResult",
     "Ignore",
     "MaxRetriesExceededError",
     "Reject",
     "Request",
+    "ResultSet",
     "ResultTimeoutError",
     "Retry",
+    "Signature",
     "Task",
     "TaskFailedError",
     "TaskRevokedError",
     "TaskWorkerError",
+    "chain",
+    "chord",
+    "chunks",
     "current_request",
     "get_task_logger",
+    "group",
+    "signature",
 ]

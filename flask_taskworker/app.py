@@ -7,17 +7,20 @@ that the extension hands in.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .result import AsyncResult
+from .result import AsyncResult, GroupResult
+from .task import current_request
 
 if TYPE_CHECKING:
     from kombu.clocks import LamportClock
 
-    from .backends.base import ResultBackend
+    from .backends.base import ResultBackend, Transaction
+    from .canvas.plan import Plan
+    from .canvas.signature import Signature
     from .config import Config
     from .control import Control
     from .message import TaskMessage
@@ -83,9 +86,20 @@ class TaskApp:
 
         return compose
 
+    @cached_property
+    def new_id(self) -> Callable[[], str]:
+        """Makes an id for a call."""
+        from .calls import new_id
+
+        return new_id
+
     def result(self, task_id: str) -> AsyncResult[Any]:
         """The handle to the call with this id."""
         return AsyncResult(task_id, self.backend, self)
+
+    def group_result(self, group_id: str, results: Iterable[Any]) -> GroupResult:
+        """The handle to a group, from those to its members."""
+        return GroupResult(group_id, results, self.backend)
 
     def send(
         self,
@@ -95,7 +109,7 @@ class TaskApp:
         options: CallOptions,
     ) -> AsyncResult[R]:
         """Queue one call; the arguments and options are checked already."""
-        message = self._compose(task, args, kwargs, options, self.config, self._reply_to())
+        message = self._compose(task, args, kwargs, options, self.config, self.reply_to())
         defaults = task.options_
         serializer = options.get("serializer") or defaults.get("serializer")
         if self.config.always_eager:
@@ -111,9 +125,56 @@ class TaskApp:
             retry_policy=options.get("retry_policy"),
             reply_queue=self.backend.reply_queue(),
         )
-        return AsyncResult(message.id, self.backend, self)
+        handle: AsyncResult[R] = AsyncResult(message.id, self.backend, self)
+        _note_child(handle)
+        return handle
 
-    def _reply_to(self) -> str:
+    def launch(
+        self,
+        signature: Signature[Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: Mapping[str, Any],
+    ) -> Any:
+        """Send a signature, with whatever that takes; its options are checked already.
+
+        :return: the handle to its result; None for an empty chain.
+        """
+        from .canvas.plan import Planner
+
+        if self.config.always_eager:
+            from .worker.eager import launch_eagerly
+
+            return launch_eagerly(self, signature, args, kwargs, options)
+        planner = Planner(self, check=True)
+        handle = signature.plan(planner, args, kwargs, options)
+        self.carry_out(planner.plan, awaited=True)
+        if options.get("add_to_parent", True):
+            _note_child(handle)
+        return handle
+
+    def carry_out(
+        self, plan: Plan, *, awaited: bool = False, transaction: Transaction | None = None
+    ) -> None:
+        """Do what a plan says.
+
+        :param awaited: whether this process may read the results.
+        :param transaction: of a result backend, which the messages are sent with.
+        :raises BrokerUnavailableError: if the broker cannot be reached in time.
+        """
+        for chord in plan.chords:
+            self.backend.open_chord(*chord, transaction=transaction)
+        connection = None
+        if transaction is not None and transaction.carries_messages:
+            connection = transaction.connection
+        self.publisher.publish_many(
+            plan.messages,
+            reply_queue=self.backend.reply_queue() if awaited else None,
+            transaction=connection,
+        )
+
+    def reply_to(self) -> str:
+        """The address for results that are sent as messages."""
         queue = self.backend.reply_queue()
         # Celery always sends an address; without one it would take ours for a broken message.
         return queue.name if queue is not None else self._oid
@@ -154,3 +215,10 @@ class TaskApp:
 
 def _defined_elsewhere(*args: Any, **kwargs: Any) -> None:
     raise NotImplementedError("this task is defined in another program")
+
+
+def _note_child(handle: AsyncResult[Any] | GroupResult | None) -> None:
+    """Let the run that is going on know what it has sent."""
+    request = current_request()
+    if handle is not None and not request.called_directly:
+        request.children.append(handle.as_tuple())

@@ -47,6 +47,14 @@ class Signature:
         """Whether a call with a single positional argument could fit."""
         return self._any_positional or self._most >= 1
 
+    def free_positional(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> float:
+        """How many positional arguments a call may have in front of these; it may be infinite."""
+        if self._any_positional:
+            return float("inf")
+        named = sum(p.name in kwargs for p in self._signature.parameters.values()
+                    if p.kind is p.POSITIONAL_OR_KEYWORD)  # fmt: skip
+        return self._most - len(args) - named
+
     def check(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Check one call.
 

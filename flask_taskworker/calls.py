@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from . import clock
 from .exceptions import InvalidOptionError
@@ -14,12 +14,18 @@ from .task import current_request
 
 if TYPE_CHECKING:
     from .config import Config
-    from .options import CallOptions
-    from .task import Task
+    from .options import CallOptions, TaskOptions
+
+
+class Callee(Protocol):
+    """What there is to know of the task that is called."""
+
+    name: str
+    options_: TaskOptions
 
 
 def compose(
-    task: Task[..., Any],
+    task: Callee,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     options: CallOptions,
@@ -46,7 +52,12 @@ def compose(
     return TaskMessage(
         task=task.name,
         id=task_id,
-        payload=Payload(args, kwargs),
+        payload=Payload(
+            args,
+            kwargs,
+            callbacks=_listed(options.get("link")),
+            errbacks=_listed(options.get("link_error")),
+        ),
         root_id=parent.root_id or task_id,
         parent_id=parent.id,
         eta=due(options.get("countdown"), options.get("eta")),
@@ -57,6 +68,12 @@ def compose(
         headers=options.get("headers") or {},
         reply_to=reply_to,
     )
+
+
+def _listed(signatures: Any) -> Sequence[Any] | None:
+    if not signatures:
+        return None
+    return list(signatures) if isinstance(signatures, (list, tuple)) else [signatures]
 
 
 def new_id() -> str:

@@ -74,6 +74,12 @@ class InvalidOptionError(TaskWorkerError, ValueError):
     """An option exists, but not with this value."""
 
 
+class InvalidSignatureError(TaskWorkerError, ValueError):
+    """A signature, or what was made of several, cannot be sent; the text says why."""
+
+    wire_name = "InvalidTaskError"
+
+
 class EncodeError(TaskWorkerError, TypeError):
     """An argument or a return value cannot be serialized."""
 
@@ -213,6 +219,16 @@ class TaskRevokedError(ResultError):
     """The task was revoked, or expired, before it ran."""
 
     wire_name = "TaskRevokedError"
+
+
+class ChordError(ResultError):
+    """The body of a chord was not run, because a task of the header failed."""
+
+    wire_name = "ChordError"
+
+
+class ChordNotSupportedError(ResultError, NotImplementedError):
+    """The result backend cannot tell when all tasks of a chord's header are done."""
 
 
 class MaxRetriesExceededError(ResultError):

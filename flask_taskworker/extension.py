@@ -24,6 +24,8 @@ from typing import (
 from flask import Flask, current_app, has_app_context
 
 from .app import TaskApp
+from .canvas.builtins import register_builtins
+from .canvas.signature import signature
 from .config import Config, write_defaults
 from .contexts import execution_context
 from .exceptions import (
@@ -35,6 +37,7 @@ from .exceptions import (
 )
 from .registry import Registry
 from .reloader import may_become_reloader, watches_for_reloader
+from .result import GroupResult
 from .task import Task, current_request
 
 if TYPE_CHECKING:
@@ -103,6 +106,7 @@ class BaseTaskWorker:
 
     def __init__(self, app: Flask | None = None) -> None:
         self.registry = Registry()
+        register_builtins(self.registry, self.task_app)
         self._own_app: weakref.ref[Flask] | None = None
         self._apps: weakref.WeakSet[Flask] = weakref.WeakSet()
         # The latest app is kept alive, and no other: create_app() may be called for its
@@ -208,6 +212,19 @@ class BaseTaskWorker:
         if options or bind or base is not Task:
             raise TaskDefinitionError("define_task takes a function or options, not both")
         return define(function)
+
+    def signature(self, task: str | Mapping[str, Any], *args: Any, **options: Any) -> Any:
+        """A call of a task by its name, or one that was stored as a mapping.
+
+        :param args: and ``kwargs``, ``options`` and ``immutable`` by name: as
+            :class:`~flask_taskworker.canvas.Signature` takes them.
+        """
+        return signature(task, *args, app=self, **options)
+
+    def GroupResult(self, group_id: str) -> GroupResult | None:
+        """The handle to a group that was saved, by its id; None if there is none."""
+        task_app = self.task_app()
+        return GroupResult.restore(group_id, task_app.backend, task_app)
 
     def AsyncResult(self, task_id: str) -> AsyncResult[Any]:
         """The handle to the result of an earlier call, by its id."""

@@ -7,7 +7,7 @@ with a suggestion, before anything is queued.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -97,6 +97,20 @@ class CallOptions(TypedDict, total=False):
     retry: bool
     #: ``max_retries``, ``interval_start``, ``interval_step``, ``interval_max`` (seconds).
     retry_policy: Mapping[str, float]
+    #: Signatures to be sent with the result once the task has succeeded.
+    link: Any
+    #: Signatures to be called if the task fails.
+    link_error: Any
+
+
+#: Options of a signature that its place among others brings with it.
+PLACE_OPTIONS = frozenset(
+    {
+        "chain", "chord", "group_id", "group_index", "root_id", "parent_id", "reply_to",
+        "replaced_task_nesting", "retries", "stamped_headers", "time_limit", "soft_time_limit",
+        "exchange", "routing_key", "add_to_parent",
+    }
+)  # fmt: skip
 
 
 class RetryOptions(CallOptions, total=False):
@@ -127,6 +141,20 @@ def check_call_options(options: Mapping[str, Any]) -> None:
 def check_retry_options(options: Mapping[str, Any]) -> None:
     """Check the options of ``retry``; raises as :func:`check_task_options` does."""
     _check(options, _RETRY_CHECKS, "retry")
+
+
+def check_signature_options(options: Mapping[str, Any], stamps: Collection[str] = ()) -> None:
+    """Check the options of a signature; raises as :func:`check_task_options` does.
+
+    :param stamps: further names that are allowed.
+    """
+    own = {
+        name: value
+        for name, value in options.items()
+        if name not in PLACE_OPTIONS and name not in stamps
+    }
+    if own:
+        check_call_options(own)
 
 
 def _check(
@@ -243,6 +271,13 @@ def _headers(value: Any) -> str | None:
     return f"may not contain {', '.join(taken)}: the protocol uses them" if taken else None
 
 
+def _signatures(value: Any) -> str | None:
+    several = value if isinstance(value, (list, tuple)) else [value]
+    if value is None or all(isinstance(item, Mapping) and "task" in item for item in several):
+        return None
+    return "must be a signature, as task.s() makes one, or a list of them"
+
+
 _POLICY = frozenset({"max_retries", "interval_start", "interval_step", "interval_max"})
 
 
@@ -351,6 +386,8 @@ _CALL_CHECKS: dict[str, Callable[[Any], str | None]] = {
     "shadow": _text,
     "retry": _flag,
     "retry_policy": _policy,
+    "link": _signatures,
+    "link_error": _signatures,
 }
 
 #: A retry keeps the id of its task.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from .overdue import Overdue
 from .stock import Stock
 
 if TYPE_CHECKING:
+    from .canvas.plan import Planned
     from .config import Config
     from .transports.fleet import Fleet
 
@@ -90,6 +91,49 @@ class Publisher:
         :raises BrokerUnavailableError: if that did not succeed within
             ``TASKER_PUBLISH_TIMEOUT`` seconds.
         """
+        wire = self._encode(message, serializer, compression)
+        policy = _policy(retry, retry_policy)
+        if signals.before_task_publish.receivers:
+            _tell_before(message, wire, queue, policy)
+        failpoints.hit("before_publish")
+        self._bounded(lambda sender: sender.send(queue, wire, reply_queue), policy)
+        failpoints.hit("after_publish")
+        self._tell_after(message, wire, queue)
+
+    def publish_many(
+        self,
+        messages: Sequence[Planned],
+        *,
+        reply_queue: kombu.Queue | None = None,
+        transaction: Any = None,
+    ) -> None:
+        """Send several messages: all or none where the broker is a database.
+
+        Elsewhere they go one by one, and those in front of an error are sent.
+
+        :param transaction: a connection to the broker's database with an open transaction:
+            the messages appear when that commits.
+
+        Raises what :meth:`publish` raises.
+        """
+        if not messages:
+            return
+        # All are encoded before the first is sent: none goes if one cannot.
+        wires = [self._encode(m.message, m.serializer, m.compression) for m in messages]
+        policy = _policy(messages[0].retry and transaction is None, messages[0].retry_policy)
+        if signals.before_task_publish.receivers:
+            for planned, wire in zip(messages, wires, strict=True):
+                _tell_before(planned.message, wire, planned.queue, policy)
+        items = [(planned.queue, wire) for planned, wire in zip(messages, wires, strict=True)]
+        failpoints.hit("before_publish")
+        self._bounded(_Shipment(items, reply_queue, transaction).send, policy)
+        failpoints.hit("after_publish")
+        for planned, wire in zip(messages, wires, strict=True):
+            self._tell_after(planned.message, wire, planned.queue)
+
+    def _encode(
+        self, message: TaskMessage, serializer: str | None, compression: str | None
+    ) -> WireMessage:
         config = self.config
         wire = encode(
             message,
@@ -104,13 +148,10 @@ class Publisher:
             )
         if message.eta is not None:
             wire.properties["eta_at"] = message.eta.timestamp()
-        policy = _policy(retry, retry_policy)
-        if signals.before_task_publish.receivers:
-            _tell_before(message, wire, queue, policy)
-        failpoints.hit("before_publish")
-        self._bounded(lambda sender: sender.send(queue, wire, reply_queue), policy)
-        failpoints.hit("after_publish")
-        if config.send_sent_event:
+        return wire
+
+    def _tell_after(self, message: TaskMessage, wire: WireMessage, queue: str) -> None:
+        if self.config.send_sent_event:
             self._announce(message, wire, queue)
         if signals.after_task_publish.receivers:
             signals.after_task_publish.notify(
@@ -264,6 +305,30 @@ def _was_refused(exc: BaseException) -> bool:
     return False
 
 
+class _Shipment:
+    """Several messages on their way; another attempt goes on where the last one ended."""
+
+    def __init__(
+        self,
+        items: Sequence[tuple[str, WireMessage]],
+        reply_queue: kombu.Queue | None,
+        transaction: Any,
+    ) -> None:
+        self._items = items
+        self._sent = 0
+        self._reply_queue = reply_queue
+        self._transaction = transaction
+
+    def send(self, sender: _Sender) -> None:
+        """Send what is not sent yet."""
+        if sender.is_atomic():
+            sender.send_together(self._items, self._reply_queue, self._transaction)
+            return
+        for queue, wire in self._items[self._sent :]:
+            sender.send(queue, wire, self._reply_queue)
+            self._sent += 1
+
+
 class _Sender:
     """One connection to the broker with one channel, used by one thread at a time."""
 
@@ -291,7 +356,39 @@ class _Sender:
         queue(self.channel()).declare()
         self._declared.add(queue.name)
 
+    def is_atomic(self) -> bool:
+        """Whether several messages can be sent in one transaction."""
+        self.channel()
+        return self._capabilities is not None and self._capabilities.atomic_settle
+
+    def send_together(
+        self,
+        items: Sequence[tuple[str, WireMessage]],
+        reply_queue: kombu.Queue | None,
+        transaction: Any,
+    ) -> None:
+        """Send all in one transaction, or in the one that is given."""
+        if reply_queue is not None and reply_queue.name not in self._declared:
+            self._declare(reply_queue)
+        channel = self.channel()
+        if transaction is not None:
+            for queue, wire in items:
+                channel.publish_through(transaction, self._prepare(wire), queue)
+            return
+        batch = channel.create_publish_batch(len(items) + 1)
+        for queue, wire in items:
+            if queue not in self._declared:
+                self._declare(task_queue(queue))
+            batch.publish(self._prepare(wire), "", queue)
+        batch.flush()
+
     def put(self, queue: str, wire: WireMessage, *, mandatory: bool = False) -> None:
+        channel, message = self.channel(), self._prepare(wire)
+        assert self._capabilities is not None
+        more = {"mandatory": True} if mandatory and self._capabilities.returns else {}
+        channel.basic_publish(message, exchange="", routing_key=queue, **more)
+
+    def _prepare(self, wire: WireMessage) -> Any:
         channel = self.channel()
         assert self._capabilities is not None
         properties = dict(wire.properties)  # kombu writes into it; a retry needs it as it was
@@ -303,7 +400,7 @@ class _Sender:
         if eta_at is not None and self._capabilities.delayed:
             properties["eta_at"] = eta_at
         body = wire.body
-        message = channel.prepare_message(
+        return channel.prepare_message(
             body.encode("utf-8") if isinstance(body, str) else body,
             priority=priority,
             content_type=wire.content_type,
@@ -311,8 +408,6 @@ class _Sender:
             headers=wire.headers,
             properties=properties,
         )
-        more = {"mandatory": True} if mandatory and self._capabilities.returns else {}
-        channel.basic_publish(message, exchange="", routing_key=queue, **more)
 
     def queue_size(self, queue: str) -> int:
         task_queue(queue)(self.channel()).declare()

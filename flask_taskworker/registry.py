@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 
 
 class Registry(Mapping[str, "Task[..., Any]"]):
-    """Maps each name to one task. Filled while modules are imported, read ever after."""
+    """Maps each name to one task. Filled while modules are imported, read ever after.
+
+    Tasks that are built in are found by their names, but not listed.
+    """
 
     def __init__(self) -> None:
         self._tasks: dict[str, Task[..., Any]] = {}
+        self._builtins: dict[str, Task[..., Any]] = {}
 
     def add(self, task: Task[..., Any]) -> None:
         """Register a task.
@@ -38,14 +42,21 @@ class Registry(Mapping[str, "Task[..., Any]"]):
             )
         self._tasks[task.name] = task
 
+    def add_builtin(self, task: Task[..., Any]) -> None:
+        """Register a task that no list shows."""
+        self._builtins[task.name] = task
+
     def __getitem__(self, name: str) -> Task[..., Any]:
-        try:
-            return self._tasks[name]
-        except KeyError:
-            raise UnknownTaskError(self.explain_missing(name)) from None
+        task: Task[..., Any] | None = self.get(name)
+        if task is None:
+            raise UnknownTaskError(self.explain_missing(name))
+        return task
 
     def get(self, name: str, default: Any = None) -> Any:
-        return self._tasks.get(name, default)
+        return self._tasks.get(name) or self._builtins.get(name, default)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tasks or name in self._builtins
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tasks)

@@ -1,18 +1,22 @@
-"""The handle to a task that was sent."""
+"""The handle to a task that was sent, and to several."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, Union, cast
 
-from . import states
-from .exceptions import NotInitialisedError
+from . import clock, states
+from .exceptions import NotInitialisedError, ResultError, ResultTimeoutError
 
 if TYPE_CHECKING:
     from .app import TaskApp
     from .backends.base import ResultBackend, TaskRecord
 
 R = TypeVar("R", covariant=True)
+
+#: A task whose predecessors have ended otherwise than in success is noticed after so long. Seconds.
+PARENTS_INTERVAL = 1.0
 
 
 class AsyncResult(Generic[R]):
@@ -21,12 +25,20 @@ class AsyncResult(Generic[R]):
     :param task_id: the id of the call.
     :param backend: where the results are kept.
     :param app: who reaches the workers, for :meth:`revoke`.
+    :param parent: the handle to what runs before it, in a chain or as a chord's header.
     """
 
-    def __init__(self, task_id: str, backend: ResultBackend, app: TaskApp | None = None) -> None:
+    def __init__(
+        self,
+        task_id: str,
+        backend: ResultBackend,
+        app: TaskApp | None = None,
+        parent: AnyResult | None = None,
+    ) -> None:
         if not task_id:
             raise ValueError("a result needs the id of a task, got " + repr(task_id))
         self.id = task_id
+        self.parent = parent
         self._backend = backend
         self._app = app
         self._final: TaskRecord | None = None
@@ -45,24 +57,58 @@ class AsyncResult(Generic[R]):
     def __hash__(self) -> int:
         return hash(self.id)
 
-    def get(self, timeout: float | None = None, propagate: bool = True) -> R:
+    def get(
+        self, timeout: float | None = None, propagate: bool = True, follow_parents: bool = True
+    ) -> R:
         """Wait for the task and return what it returned.
 
         :param timeout: seconds to wait; None waits without end.
         :param propagate: False returns the exception of a failed task instead of raising it.
+        :param follow_parents: whether to raise the error of a failed task before it.
         :raises ResultTimeoutError: if the task is not done in time.
         :raises NoResultBackendError: if results are switched off.
 
         A failed task's own exception is raised again, with the traceback of the worker
         in its notes (its ``__cause__`` on Python 3.10).
         """
-        record = self._final or self._backend.wait(self.id, timeout)
+        if self.parent is not None and propagate and follow_parents:
+            record = self._wait_with_parents(timeout)
+        else:
+            record = self._final or self._backend.wait(self.id, timeout)
         self._final = record
         if record.status in states.PROPAGATE_STATES and propagate:
             raise self._exception(record)
         return cast(R, self._value(record))
 
     wait = get
+
+    def _wait_with_parents(self, timeout: float | None) -> TaskRecord:
+        """Wait, and raise the error of a parent that failed."""
+        deadline = None if timeout is None else clock.monotonic() + timeout
+        record = self._final
+        while True:
+            for parent in reversed(list(_parents(self))):
+                parent.maybe_throw()
+            if record is not None:
+                return record
+            left = None if deadline is None else max(0.0, deadline - clock.monotonic())
+            pause = PARENTS_INTERVAL if left is None else min(left, PARENTS_INTERVAL)
+            try:
+                record = self._backend.wait(self.id, pause)
+                if record.status not in states.PROPAGATE_STATES:
+                    return record  # else it has failed with a parent, whose error tells more
+            except ResultTimeoutError:
+                if left is not None and left <= PARENTS_INTERVAL:
+                    raise ResultTimeoutError(
+                        f"task {self.id} was not done within {timeout} s; it goes on"
+                    ) from None
+
+    def maybe_throw(self, propagate: bool = True) -> Any:
+        """Raise the exception if it is known that the task failed; else its result so far."""
+        record = self._read()
+        if record is not None and propagate and record.status in states.PROPAGATE_STATES:
+            raise self._exception(record)
+        return self._value(record) if record else None
 
     @property
     def state(self) -> str:
@@ -92,6 +138,16 @@ class AsyncResult(Generic[R]):
         record = self._read()
         return record.date_done if record else None
 
+    @property
+    def children(self) -> list[AnyResult] | None:
+        """What the task sent, and what was sent when it was done; None while it is not."""
+        record = self._read()
+        if record is None or record.status not in states.READY_STATES:
+            return None
+        return [
+            result_from_tuple(child, self._backend, self._app) for child in record.children or ()
+        ]
+
     def ready(self) -> bool:
         """Whether the task is done, in whatever way."""
         return self.state in states.READY_STATES
@@ -108,6 +164,41 @@ class AsyncResult(Generic[R]):
         """Delete what is stored about this task."""
         self._final = None
         self._backend.forget(self.id)
+        if self.parent is not None:
+            self.parent.forget()
+
+    def as_tuple(self) -> Any:
+        """It as plain data; :func:`result_from_tuple` reads it."""
+        return [[self.id, self.parent and self.parent.as_tuple()], None]
+
+    def as_list(self) -> list[str]:
+        """Its id and those of its parents, the nearest first."""
+        return [self.id, *(self.parent.as_list() if self.parent is not None else ())]
+
+    def iterdeps(self, intermediate: bool = False) -> Iterator[tuple[AnyResult | None, AnyResult]]:
+        """Pairs of a handle and its parent: this one, and all that came of it.
+
+        :param intermediate: go on where a task is not done, instead of raising.
+        :raises ResultError: at a task that is not done.
+        """
+        return _iterdeps(self, intermediate)
+
+    def collect(
+        self, intermediate: bool = False, **options: Any
+    ) -> Iterator[tuple[AnyResult, Any]]:
+        """Pairs of a handle and its result: this one, and all that came of it.
+
+        :param options: as for :meth:`get`.
+        """
+        for _, handle in self.iterdeps(intermediate):
+            yield handle, handle.get(**options)
+
+    def get_leaf(self) -> Any:
+        """The result of the last that came of it."""
+        value = None
+        for _, handle in self.iterdeps():
+            value = handle.get()
+        return value
 
     def revoke(
         self, terminate: bool = False, signal: str | int = "SIGTERM", **options: Any
@@ -142,3 +233,235 @@ class AsyncResult(Generic[R]):
         from .backends.encoding import decode_exception
 
         return decode_exception(record.result, record.traceback)
+
+
+class ResultSet:
+    """Several handles, read as one.
+
+    :param results: the handles, in the order in which their results are wanted.
+    """
+
+    def __init__(self, results: Iterable[AnyResult] = ()) -> None:
+        self.results: list[AnyResult] = list(results)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: [{', '.join(handle.id for handle in self.results)}]>"
+
+    def __iter__(self) -> Iterator[AnyResult]:
+        return iter(self.results)
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def __bool__(self) -> bool:
+        return bool(self.results)
+
+    def __getitem__(self, index: int) -> AnyResult:
+        return self.results[index]
+
+    def __contains__(self, handle: object) -> bool:
+        return handle in self.results
+
+    def __eq__(self, other: object) -> bool:
+        return self.results == other.results if isinstance(other, ResultSet) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def add(self, handle: AnyResult) -> None:
+        """Add a handle, unless it is there."""
+        if handle not in self.results:
+            self.results.append(handle)
+
+    def update(self, results: Iterable[AnyResult]) -> None:
+        """Add what is not there."""
+        for handle in results:
+            self.add(handle)
+
+    def remove(self, handle: AnyResult | str) -> None:
+        """Remove a handle; KeyError if it is not there."""
+        try:
+            self.results.remove(cast("AnyResult", handle))
+        except ValueError:
+            raise KeyError(handle) from None
+
+    def discard(self, handle: AnyResult | str) -> None:
+        """Remove a handle, if it is there."""
+        if handle in self.results:
+            self.remove(handle)
+
+    def clear(self) -> None:
+        """Remove all handles."""
+        self.results.clear()
+
+    def ready(self) -> bool:
+        """Whether all are done, in whatever way."""
+        return all(handle.ready() for handle in self.results)
+
+    def waiting(self) -> bool:
+        """Whether any is not done."""
+        return not self.ready()
+
+    def successful(self) -> bool:
+        """Whether all are done and returned."""
+        return all(handle.successful() for handle in self.results)
+
+    def failed(self) -> bool:
+        """Whether any is done and raised."""
+        return any(handle.failed() for handle in self.results)
+
+    def completed_count(self) -> int:
+        """How many are done and returned."""
+        return sum(handle.successful() for handle in self.results)
+
+    def maybe_throw(self, propagate: bool = True) -> None:
+        """Raise the exception of one that is known to have failed."""
+        for handle in self.results:
+            handle.maybe_throw(propagate=propagate)
+
+    def forget(self) -> None:
+        """Delete what is stored about these tasks."""
+        for handle in self.results:
+            handle.forget()
+
+    def get(
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,
+        callback: Callable[[str, Any], None] | None = None,
+        **options: Any,
+    ) -> list[Any]:
+        """Wait for all, and return the list of their results.
+
+        :param timeout: seconds to wait; None waits without end.
+        :param propagate: False puts exceptions in the list instead of raising the first.
+        :param callback: called with the id and the result of each, in their order; nothing is
+            returned then.
+        :raises ResultTimeoutError: if not all are done in time.
+        """
+        deadline = None if timeout is None else clock.monotonic() + timeout
+        values = []
+        for handle in self.results:
+            left = None if deadline is None else max(0.0, deadline - clock.monotonic())
+            value = handle.get(timeout=left, propagate=propagate)
+            if callback is not None:
+                callback(handle.id, value)
+            else:
+                values.append(value)
+        return values
+
+    join = get
+
+
+class GroupResult(ResultSet):
+    """The handles to a group.
+
+    :param group_id: the id of the group.
+    :param results: the handles to its members.
+    :param backend: where :meth:`save` puts it.
+    :param parent: the handle to what runs before it.
+    """
+
+    def __init__(
+        self,
+        group_id: str,
+        results: Iterable[AnyResult],
+        backend: ResultBackend,
+        parent: AnyResult | None = None,
+    ) -> None:
+        super().__init__(results)
+        self.id = group_id
+        self.parent = parent
+        self._backend = backend
+
+    def __repr__(self) -> str:
+        members = ", ".join(handle.id for handle in self.results)
+        return f"<GroupResult: {self.id} [{members}]>"
+
+    def __str__(self) -> str:
+        return self.id
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, GroupResult):
+            return (other.id, other.results, other.parent) == (self.id, self.results, self.parent)
+        return self.id == other if isinstance(other, str) else NotImplemented
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(self.id)
+
+    @property
+    def children(self) -> list[AnyResult]:
+        """The handles to its members."""
+        return self.results
+
+    def as_tuple(self) -> Any:
+        """It as plain data; :func:`result_from_tuple` reads it."""
+        parent = self.parent and self.parent.as_tuple()
+        return [[self.id, parent], [handle.as_tuple() for handle in self.results]]
+
+    def as_list(self) -> list[str]:
+        """Its id and those of its parents, the nearest first."""
+        return [self.id, *(self.parent.as_list() if self.parent is not None else ())]
+
+    def iterdeps(self, intermediate: bool = False) -> Iterator[tuple[AnyResult | None, AnyResult]]:
+        """As :meth:`AsyncResult.iterdeps`."""
+        return _iterdeps(self, intermediate)
+
+    def save(self) -> None:
+        """Keep it in the result backend, to be found by its id.
+
+        :raises ResultError: if the backend keeps nothing.
+        """
+        self._backend.save_group(self.id, self.as_tuple())
+
+    def delete(self) -> None:
+        """Undo :meth:`save`; the results of its members stay."""
+        self._backend.forget_group(self.id)
+
+    @classmethod
+    def restore(
+        cls, group_id: str, backend: ResultBackend, app: TaskApp | None = None
+    ) -> GroupResult | None:
+        """The group that was saved under an id, or None."""
+        shape = backend.restore_group(group_id)
+        return None if shape is None else cast(GroupResult, result_from_tuple(shape, backend, app))
+
+
+#: A handle to one task or to a group.
+AnyResult = Union["AsyncResult[Any]", GroupResult]
+
+
+def result_from_tuple(shape: Any, backend: ResultBackend, app: TaskApp | None = None) -> AnyResult:
+    """The handle that :meth:`AsyncResult.as_tuple` wrote; Celery writes the same.
+
+    :param app: who reaches the workers, for revoking.
+    :raises ResultError: if it is none.
+    """
+    try:
+        named, members = shape
+        own, parent = named if isinstance(named, (list, tuple)) else (named, None)
+        before = None if parent is None else result_from_tuple(parent, backend, app)
+        if members is None:
+            return AsyncResult(own, backend, app, before)
+        handles = [result_from_tuple(member, backend, app) for member in members]
+        return GroupResult(own, handles, backend, before)
+    except (TypeError, ValueError) as exc:
+        raise ResultError(f"{str(shape)[:200]} is no result in Celery's form: {exc}") from exc
+
+
+def _parents(handle: AnyResult) -> Iterator[AnyResult]:
+    node = handle.parent
+    while node is not None:
+        yield node
+        node = node.parent
+
+
+def _iterdeps(first: AnyResult, intermediate: bool) -> Iterator[tuple[AnyResult | None, AnyResult]]:
+    waiting: list[tuple[AnyResult | None, AnyResult]] = [(None, first)]
+    while waiting:
+        parent, handle = waiting.pop(0)
+        yield parent, handle
+        children: Sequence[AnyResult] | None = handle.children if handle.ready() else None
+        if children is not None:
+            waiting += [(handle, child) for child in children]
+        elif not intermediate:
+            raise ResultError(f"task {handle.id} is not done: what comes of it is not known yet")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -11,7 +11,13 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar, cast
 
 from .arguments import Signature
-from .exceptions import NotInitialisedError, Retry, TaskArgumentError, TaskDefinitionError
+from .exceptions import (
+    Ignore,
+    NotInitialisedError,
+    Retry,
+    TaskArgumentError,
+    TaskDefinitionError,
+)
 from .options import (
     CallOptions,
     RetryOptions,
@@ -27,6 +33,7 @@ if TYPE_CHECKING:
     from . import result
     from .app import TaskApp
     from .backends.base import ResultBackend
+    from .canvas.signature import Signature as CallSignature
     from .retries import RetryNow
 
 P = ParamSpec("P")
@@ -83,6 +90,15 @@ class Request:
     ignore_result: bool = False
     is_eager: bool = False
     called_directly: bool = True
+    callbacks: Sequence[Any] | None = None
+    errbacks: Sequence[Any] | None = None
+    chain: Sequence[Any] | None = None
+    chord: Mapping[str, Any] | None = None
+    replaced_task_nesting: int = 0
+    stamped_headers: Sequence[str] | None = None
+    stamps: Mapping[str, Any] = field(default_factory=dict)
+    #: What the run has sent so far, as tuples of results.
+    children: list[Any] = field(default_factory=list)
     _run: Run | None = field(default=None, repr=False, compare=False)
 
 
@@ -279,6 +295,48 @@ class Task(Generic[P, R]):
         """Raise :class:`~flask_taskworker.exceptions.TaskArgumentError` if they do not fit."""
         self._signature.check(self.name, args, kwargs)
 
+    # -- as part of others ----------------------------------------------------------------
+
+    def s(self, *args: Any, **kwargs: Any) -> CallSignature[R]:
+        """This call as data, to be sent later; more arguments may come in front of these."""
+        return self.signature(args, kwargs)
+
+    def si(self, *args: Any, **kwargs: Any) -> CallSignature[R]:
+        """As :meth:`s`, but with exactly these arguments: no result of another task is added."""
+        return self.signature(args, kwargs, immutable=True)
+
+    def signature(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        *,
+        immutable: bool = False,
+        **more: Any,
+    ) -> CallSignature[R]:
+        """This call as data, with options as :meth:`apply_async` takes them."""
+        from .canvas.signature import Signature
+
+        return Signature(self, args, kwargs, immutable=immutable).set(**(options or {}), **more)
+
+    def map(self, it: Iterable[Any]) -> CallSignature[list[Any]]:
+        """One call that runs this task with each item, one after the other."""
+        from .canvas.primitives import xmap
+
+        return xmap(self, it)
+
+    def starmap(self, it: Iterable[Sequence[Any]]) -> CallSignature[list[Any]]:
+        """As :meth:`map`, with a list of arguments in each item."""
+        from .canvas.primitives import xstarmap
+
+        return xstarmap(self, it)
+
+    def chunks(self, it: Iterable[Sequence[Any]], n: int) -> CallSignature[list[Any]]:
+        """A group of calls of :meth:`starmap`, each over ``n`` items."""
+        from .canvas.primitives import chunks
+
+        return chunks(self, it, n)
+
     # -- inside a run ---------------------------------------------------------------------
 
     @property
@@ -360,6 +418,41 @@ class Task(Generic[P, R]):
         backend = self._locate().backend if run is None else run.backend
         store_state(backend, request if task_id == request.id else None, task_id, state, meta)
 
+    def replace(self, signature: CallSignature[Any]) -> Any:
+        """End this run, and have ``signature`` take its place; use it as ``return``.
+
+        What it returns becomes the result of this task, and goes on in its chain, chord and
+        callbacks. A group becomes the list of its results.
+
+        :raises Ignore: always; the worker sends the signature.
+        :raises InvalidSignatureError: if it cannot take the place.
+        :raises NotInitialisedError: outside a run.
+        """
+        from .canvas.replacing import replacement
+
+        raise ReplaceNow(replacement(self._inside("replace"), signature, self._locate()))
+
+    def add_to_chord(self, signature: CallSignature[Any], lazy: bool = False) -> Any:
+        """Add a call to the header of the chord that this run belongs to, and send it.
+
+        :param lazy: True leaves the sending to the caller.
+        :return: the handle to its result, or the signature if it is ``lazy``.
+        :raises InvalidSignatureError: if this run belongs to no chord.
+        :raises NotInitialisedError: outside a run.
+        """
+        from .canvas.replacing import joined_to_chord
+
+        added = joined_to_chord(self._inside("add_to_chord"), signature, self._locate())
+        return added if lazy else added.delay()
+
+    def _inside(self, name: str) -> Request:
+        request = self.request
+        if request.called_directly:
+            raise NotInitialisedError(
+                f"{self.name}.{name}() only works while a worker runs the task"
+            )
+        return request
+
 
 def _with_one_name(options: TaskOptions) -> TaskOptions:
     """The options with ``retry_delay`` under that name."""
@@ -368,6 +461,14 @@ def _with_one_name(options: TaskOptions) -> TaskOptions:
     named = options.copy()
     named["retry_delay"] = named.pop("default_retry_delay")
     return named
+
+
+class ReplaceNow(Ignore):
+    """Ends a run in favour of a signature, which the worker sends under the same id."""
+
+    def __init__(self, signature: CallSignature[Any]) -> None:
+        super().__init__(f"replaced by {signature.task}")
+        self.signature = signature
 
 
 class BoundCall(Generic[P, R]):

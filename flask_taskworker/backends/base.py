@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from .. import clock, states
-from ..exceptions import NoResultBackendError, ResultTimeoutError
+from ..exceptions import ChordNotSupportedError, NoResultBackendError, ResultTimeoutError
 
 if TYPE_CHECKING:
     import kombu
@@ -43,6 +43,57 @@ class TaskRecord:
         if self.date_done is None and self.status in states.READY_STATES:
             return replace(self, date_done=clock.utcnow())
         return self
+
+
+@dataclass(frozen=True)
+class ChordPart:
+    """How one task of a chord's header ended; ``result`` is as in a :class:`TaskRecord`."""
+
+    task_id: str
+    index: int | None
+    status: str
+    result: Any
+
+
+def in_order(parts: Iterable[ChordPart]) -> list[ChordPart]:
+    """Parts in the order of the header; those without a place last."""
+    return sorted(parts, key=lambda part: float("inf") if part.index is None else part.index)
+
+
+@dataclass(frozen=True)
+class Header:
+    """The header of a chord, once all of its tasks have ended.
+
+    ``shape`` is the header's result as a tuple where it is nested; None stands for a list in
+    the order of ``parts``.
+    """
+
+    group_id: str
+    parts: Sequence[ChordPart]
+    shape: Any = None
+
+
+class Transaction(NamedTuple):
+    """An open transaction of a result database.
+
+    ``carries_messages`` says whether the broker's messages are in the same database, and can be
+    sent with it.
+    """
+
+    connection: Any
+    carries_messages: bool
+
+
+class Finish(Protocol):
+    """Sends the body of a chord.
+
+    Called once, inside the transaction that counts the last task where there is one.
+
+    :param transaction: for what else it stores, and if possible for the messages it sends.
+    :return: False if the chord failed, and is left to the caller of ``arrive``.
+    """
+
+    def __call__(self, header: Header, transaction: Transaction | None) -> bool: ...
 
 
 class ResultBackend(ABC):
@@ -93,6 +144,71 @@ class ResultBackend(ABC):
     def forget(self, task_id: str) -> None:
         """Delete the record of a task."""
 
+    # -- groups and chords ----------------------------------------------------------------
+
+    def save_group(self, group_id: str, shape: Any) -> None:
+        """Keep the tuple of a group's result."""
+        raise self._keeps_no_groups()
+
+    def restore_group(self, group_id: str) -> Any:
+        """The tuple that was kept for a group, or None."""
+        raise self._keeps_no_groups()
+
+    def forget_group(self, group_id: str) -> None:  # noqa: B027 - as below
+        """Delete what is kept for a group."""
+
+    def _keeps_no_groups(self) -> ChordNotSupportedError:
+        return ChordNotSupportedError(
+            f"the result backend {self.name} keeps no groups and cannot tell when all tasks of "
+            "one are done. Set TASKER_RESULT_BACKEND to a database or to Redis, for example "
+            "'redis://localhost/1' or 'sqlite:////var/lib/app/results.db'"
+        )
+
+    @property
+    def name(self) -> str:
+        """The kind of backend, for texts."""
+        return (self.config.result_backend or "disabled").split(":", 1)[0]
+
+    def ensure_chords(self) -> None:
+        """Raise if this backend cannot count the tasks of a chord's header.
+
+        :raises ChordNotSupportedError: saying what can.
+        """
+        raise self._keeps_no_groups()
+
+    def open_chord(
+        self,
+        group_id: str,
+        size: int,
+        shape: Any = None,
+        transaction: Transaction | None = None,
+    ) -> None:
+        """Prepare to count the tasks of a chord's header, before any of them is sent.
+
+        :param size: how many tasks have to end.
+        :param shape: the header's result as a tuple, where it is nested.
+        """
+        raise self._keeps_no_groups()
+
+    def grow_chord(self, group_id: str) -> None:
+        """Let a chord wait for one task more."""
+        raise self._keeps_no_groups()
+
+    def arrive(
+        self, group_id: str, part: ChordPart, finish: Finish, record: TaskRecord | None = None
+    ) -> Header | None:
+        """Count the end of a task of a header, once however often it ends.
+
+        :param finish: sends the body, when this was the last task.
+        :param record: stored first, where possible in the same transaction.
+        :return: the header, if ``finish`` left the end to the caller, who then calls
+            :meth:`close_chord`.
+        """
+        raise self._keeps_no_groups()
+
+    def close_chord(self, group_id: str) -> None:  # noqa: B027 - what opens none closes none
+        """Forget a chord."""
+
     def reply_queue(self) -> kombu.Queue | None:
         """The queue to which results are sent, if this backend answers the sender directly."""
         return None
@@ -132,6 +248,9 @@ class DisabledBackend(ResultBackend):
 
     def forget(self, task_id: str) -> None:
         pass
+
+    def ensure_chords(self) -> None:
+        raise self._error()
 
     def _error(self) -> NoResultBackendError:
         return NoResultBackendError(

@@ -19,10 +19,19 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from .. import clock, states
 from ..stock import Stock
-from ..transports.sql.doorbell import RESULTS
+from ..transports.sql.doorbell import MESSAGES, RESULTS
 from ..transports.sql.engine import database_for
 from ..transports.sql.errors import DatabaseUnavailableError
-from .base import ResultBackend, TaskRecord, timed_out
+from .base import (
+    ChordPart,
+    Finish,
+    Header,
+    ResultBackend,
+    TaskRecord,
+    Transaction,
+    timed_out,
+)
+from .database_chords import LAST, ChordTables
 from .encoding import dumps, loads
 
 if TYPE_CHECKING:
@@ -133,8 +142,87 @@ class DatabaseBackend(ResultBackend):
         expires = self.config.result_expires
         if not expires:
             return 0
+        before = clock.wall() - expires
         with self._connections.lent() as connection:
-            return int(connection.execute(self._sql().cleanup, (clock.wall() - expires,)).rowcount)
+            self._sql().chords.cleanup(connection, before)
+            return int(connection.execute(self._sql().cleanup, (before,)).rowcount)
+
+    # -- groups and chords ----------------------------------------------------------------
+
+    def save_group(self, group_id: str, shape: Any) -> None:
+        values = (group_id, dumps(shape, self.config.result_serializer), clock.wall())
+        with self._connections.lent() as connection:
+            connection.execute(self._sql().chords.save_group, values)
+
+    def restore_group(self, group_id: str) -> Any:
+        with self._connections.lent() as connection:
+            row = connection.execute(self._sql().chords.restore_group, (group_id,)).fetchone()
+        return None if row is None else loads(bytes(row[0]), self.config.result_serializer)
+
+    def forget_group(self, group_id: str) -> None:
+        with self._connections.lent() as connection:
+            connection.execute(self._sql().chords.forget_group, (group_id,))
+
+    def ensure_chords(self) -> None:
+        pass
+
+    def open_chord(
+        self,
+        group_id: str,
+        size: int,
+        shape: Any = None,
+        transaction: Transaction | None = None,
+    ) -> None:
+        data = None if shape is None else dumps(shape, self.config.result_serializer)
+        values = (group_id, size, data, clock.wall())
+        if transaction is not None:
+            transaction.connection.execute(self._sql().chords.open, values)
+            return
+        with self._connections.lent() as connection:
+            connection.execute(self._sql().chords.open, values)
+
+    def grow_chord(self, group_id: str) -> None:
+        with self._connections.lent() as connection:
+            connection.execute(self._sql().chords.grow, (group_id,))
+
+    def arrive(
+        self, group_id: str, part: ChordPart, finish: Finish, record: TaskRecord | None = None
+    ) -> Header | None:
+        serializer, chords = self.config.result_serializer, self._sql().chords
+        stored = None if record is None else self.statement(record.done_now())
+        place = LAST if part.index is None else part.index
+        values = (part.task_id, place, part.status, dumps(part.result, serializer))
+        with self._connections.lent() as connection:
+            # The body goes out in this transaction if that is where messages are kept.
+            shared = self.shares_database_with(self.config.broker_url)
+            transaction = Transaction(connection, shared)
+            sent = False
+
+            def work() -> Header | None:
+                nonlocal sent
+                sent = False
+                if stored is not None:
+                    connection.execute(*stored)
+                counted = chords.count(connection, group_id, values)
+                if counted is None:
+                    return None
+                header = _header(group_id, *counted, serializer)
+                if not finish(header, transaction):
+                    return header
+                chords.close(connection, group_id)
+                sent = True
+                return None
+
+            unfinished = connection.transaction(work)
+            if stored is not None:
+                connection.database.doorbell.ring(RESULTS)
+            if sent and shared:
+                connection.database.doorbell.ring(MESSAGES)
+        return unfinished
+
+    def close_chord(self, group_id: str) -> None:
+        with self._connections.lent() as connection:
+            connection.transaction(lambda: self._sql().chords.close(connection, group_id))
 
     def prepare(self) -> None:
         with self._connections.lent():
@@ -204,12 +292,26 @@ class DatabaseBackend(ResultBackend):
         return prepared
 
 
+def _header(group_id: str, shape: Any, rows: Sequence[Any], serializer: str) -> Header:
+    parts = [
+        ChordPart(
+            task_id,
+            None if place == LAST else place,
+            status,
+            None if result is None else loads(bytes(result), serializer),
+        )
+        for task_id, place, status, result in rows
+    ]
+    return Header(group_id, parts, None if shape is None else loads(bytes(shape), serializer))
+
+
 class _Prepared:
     """The table of results and the statements on it, in one database's dialect."""
 
     def __init__(self, database: Database) -> None:
         options = database.options
         self.table = result_table(options.table_prefix, options.schema)
+        self.chords = ChordTables(database, self.table.metadata, options.table_prefix)
         self.table_exists = False
         name = database.engine.dialect.identifier_preparer.format_table(self.table)
         mark = database.dialect.marker
@@ -229,13 +331,14 @@ class _Prepared:
             return
         dialect = database.engine.dialect
         with connection.lasting(), database.dialect.schema_lock(connection):
-            connection.execute(
-                str(CreateTable(self.table, if_not_exists=True).compile(dialect=dialect))
-            )
-            for index in self.table.indexes:
-                database.dialect.create_index(
-                    connection, str(CreateIndex(index, if_not_exists=True).compile(dialect=dialect))
-                )
+            for table in (self.table, *self.chords.tables):
+                create = CreateTable(table, if_not_exists=True)
+                connection.execute(str(create.compile(dialect=dialect)))
+                for index in table.indexes:
+                    create_index = CreateIndex(index, if_not_exists=True)
+                    database.dialect.create_index(
+                        connection, str(create_index.compile(dialect=dialect))
+                    )
         self.table_exists = True
 
 

@@ -7,14 +7,16 @@ same name in the same transaction: a waiting client subscribes, reads once, and 
 from __future__ import annotations
 
 import time
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import redis
 
 from .. import states
-from .base import ResultBackend, TaskRecord, timed_out
+from .base import ChordPart, Finish, Header, ResultBackend, TaskRecord, Transaction, timed_out
 from .encoding import dumps, loads
 from .meta import from_meta, to_meta
+from .redis_chords import RedisChords
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -84,6 +86,52 @@ class RedisBackend(ResultBackend):
 
     def forget(self, task_id: str) -> None:
         self._client.delete(PREFIX + task_id)
+
+    # -- groups and chords ----------------------------------------------------------------
+
+    @cached_property
+    def _chords(self) -> RedisChords:
+        serializer = self.config.result_serializer
+        return RedisChords(
+            self._client,
+            lambda value: dumps(value, serializer),
+            lambda data: loads(data, serializer),
+            self.config.result_expires,
+        )
+
+    def save_group(self, group_id: str, shape: Any) -> None:
+        self._chords.save_group(group_id, shape)
+
+    def restore_group(self, group_id: str) -> Any:
+        return self._chords.restore_group(group_id)
+
+    def forget_group(self, group_id: str) -> None:
+        self._chords.forget_group(group_id)
+
+    def ensure_chords(self) -> None:
+        pass
+
+    def open_chord(
+        self,
+        group_id: str,
+        size: int,
+        shape: Any = None,
+        transaction: Transaction | None = None,
+    ) -> None:
+        self._chords.open(group_id, size, shape)
+
+    def grow_chord(self, group_id: str) -> None:
+        self._chords.grow(group_id)
+
+    def arrive(
+        self, group_id: str, part: ChordPart, finish: Finish, record: TaskRecord | None = None
+    ) -> Header | None:
+        if record is not None:
+            self.store(record)
+        return self._chords.arrive(group_id, part, finish)
+
+    def close_chord(self, group_id: str) -> None:
+        self._chords.close(group_id)
 
     def close(self) -> None:
         self._client.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -68,6 +68,8 @@ class Delivery:
     started: float | None = None
     pid: int | None = None
     announced: bool = False
+    #: What the run has sent, as tuples of results.
+    children: list[Any] = field(default_factory=list)
 
     @property
     def delivery_count(self) -> int:

@@ -1,6 +1,7 @@
 """One run of one task, as a list of steps.
 
-decode (done) → expired? → known? → context → STARTED → run → retry → result → hooks → outcome.
+decode (done) → expired? → known? → context → STARTED → run → retry → what comes next →
+result → hooks → outcome.
 
 Settling the message is not among them: the consumer does it last, when everything
 that must not be lost is safe. A crash between any two steps means "runs again".
@@ -30,9 +31,10 @@ from ..exceptions import (
     UnknownTaskError,
 )
 from ..retries import RetryNow
-from ..task import Request, Run, Task, running
+from ..task import ReplaceNow, Request, Run, Task, running
 from ..texts import safe_repr, text_of
 from . import hooks
+from .continuation import Continuation
 from .delivery import Delivery, Outcome, Settlement
 
 if TYPE_CHECKING:
@@ -94,6 +96,7 @@ class Executor:
         self.eager = eager
         self._publish = publish
         self._closing = threading.Event()
+        self._continuation = Continuation(self)
 
     def close(self) -> None:
         """Stop waiting for a result store that does not answer."""
@@ -117,10 +120,14 @@ class Executor:
         message = delivery.message
         log.info("task %s[%s] is revoked", message.task, message.id)
         task = self.app.registry.get(message.task)
-        outcome = self._done(delivery, task, states.REVOKED, TaskRevokedError("revoked"))
-        if outcome.record is None:
-            return outcome
+        error = TaskRevokedError("revoked")
+        outcome = self._done(delivery, task, states.REVOKED, error)
+        end = _End(outcome, error)
         try:
+            if self._continuation.concerns(delivery, outcome):
+                return self._continuation.conclude(delivery, end, patient=False).outcome
+            if outcome.record is None:
+                return outcome
             if self.stores_with_settlement:
                 return outcome._replace(statement=self.backend.statement(outcome.record))
             self.backend.store(outcome.record)
@@ -132,11 +139,11 @@ class Executor:
         message = delivery.message
         task = self.app.registry.get(message.task)
         if message.has_expired():
-            return self._store(_End(self._expired(delivery, task)), delivery).outcome
+            return self._store(self._expired(delivery, task), delivery).outcome
         if task is None:
             return self._store(_End(self._unknown(delivery)), delivery).outcome
         failpoints.hit("before_run")
-        request = self._request(task, delivery)
+        request = self.request_of(delivery)
         with running(request):
             end = self._execute(task, request, delivery)
             failpoints.hit("after_run")
@@ -183,8 +190,10 @@ class Executor:
             log.exception("task %s[%s]: leaving its context failed", task.name, request.id)
         return value
 
-    def _request(self, task: Task[..., Any], delivery: Delivery) -> Request:
+    def request_of(self, delivery: Delivery) -> Request:
+        """A delivery as its task sees it."""
         message = delivery.message
+        task = self.app.registry.get(message.task)
         return Request(
             id=message.id,
             task=message.task,
@@ -208,6 +217,14 @@ class Executor:
             ignore_result=self._ignores_result(task, message),
             is_eager=self.eager,
             called_directly=False,
+            callbacks=message.payload.callbacks,
+            errbacks=message.payload.errbacks,
+            chain=message.payload.chain,
+            chord=message.payload.chord,
+            replaced_task_nesting=message.replaced_task_nesting,
+            stamped_headers=message.stamped_headers,
+            stamps=message.stamps,
+            children=delivery.children,
             _run=Run(self.backend),
         )
 
@@ -236,6 +253,8 @@ class Executor:
                 return self._retry(task, delivery, exc)
             except (EncodeError, MessageTooLargeError) as refused:
                 exc = refused  # it would be refused each time
+        if isinstance(exc, ReplaceNow):
+            return self._continuation.replaced(delivery, exc)
         if isinstance(exc, Ignore):
             log.info("task %s[%s] ignored", message.task, message.id)
             return _End(Outcome(Settlement.ACKNOWLEDGE, state=states.IGNORED), exc)
@@ -244,6 +263,16 @@ class Executor:
         exc.with_traceback(_without_our_frames(exc.__traceback__))  # some refuse an assignment
         _log_failure(message, exc, expected=tuple(task.options_.get("throws", ())))
         return _End(self._failed(task, delivery, exc), exc)
+
+    def end(self, outcome: Outcome, value: Any) -> _End:
+        """The end of a run with this outcome."""
+        return _End(outcome, value)
+
+    def failed(self, delivery: Delivery, exc: BaseException) -> _End:
+        """The end of a run that has failed after the task itself."""
+        message = delivery.message
+        log.error("task %s[%s]: %s", message.task, message.id, exc)
+        return _End(self._failed(self.app.registry.get(message.task), delivery, exc), exc)
 
     def _failed(
         self, task: Task[..., Any] | None, delivery: Delivery, exc: BaseException
@@ -285,15 +314,16 @@ class Executor:
         log.info("task %s[%s] will run again: %s", message.task, message.id, retry)
         failpoints.hit("after_retry")
 
-    def _expired(self, delivery: Delivery, task: Task[..., Any] | None) -> Outcome:
+    def _expired(self, delivery: Delivery, task: Task[..., Any] | None) -> _End:
         message = delivery.message
         log.info("task %s[%s] expired", message.task, message.id)
         if signals.task_revoked.receivers and task is not None:
             signals.task_revoked.notify(
-                task, request=self._request(task, delivery), terminated=False, signum=None,
+                task, request=self.request_of(delivery), terminated=False, signum=None,
                 expired=True,
             )  # fmt: skip
-        return self._done(delivery, task, states.REVOKED, TaskRevokedError("expired"))
+        error = TaskRevokedError("expired")
+        return _End(self._done(delivery, task, states.REVOKED, error), error)
 
     def _unknown(self, delivery: Delivery) -> Outcome:
         message = delivery.message
@@ -318,6 +348,8 @@ class Executor:
         record = None
         if self.backend.enabled and self._keeps(task, message, status):
             record = _record(message, status, value)
+            if delivery.children:
+                record = replace(record, children=list(delivery.children))
         outcome = Outcome(Settlement.ACKNOWLEDGE, record, state=status)
         return _in_words(outcome, value) if delivery.watched else outcome
 
@@ -363,33 +395,38 @@ class Executor:
 
     def _store(self, end: _End, delivery: Delivery, at_once: bool = False) -> _End:
         """Store the record now, or prepare it to be stored with the settlement."""
-        record, message = end.outcome.record, delivery.message
-        if record is None:
-            return end
+        message = delivery.message
+        concluded = self._continuation.concerns(delivery, end.outcome)
         try:
-            return end._replace(outcome=self._store_record(end.outcome, record, at_once))
-        except EncodeError as exc:
-            log.error("task %s[%s]: %s", message.task, message.id, exc)
-            outcome = self._failed(self.app.registry.get(message.task), delivery, exc)
-            refused = _record(message, states.FAILURE, exc)
-            return _End(self._store_record(outcome, refused, at_once), exc)
+            if concluded:
+                return self._continuation.conclude(delivery, end, at_once=at_once)
+            try:
+                return end._replace(outcome=self.store_record(end.outcome, at_once))
+            except EncodeError as exc:
+                end = self.failed(delivery, exc)
+                return end._replace(outcome=self.store_record(end.outcome, at_once))
         except self.backend.transient_errors as exc:
-            reason = f"its result could not be stored: {type(exc).__name__}: {exc}"
+            what = "what comes next" if concluded else "its result"
+            reason = f"{what} could not be stored: {type(exc).__name__}: {exc}"
             log.error("task %s[%s] is put back: %s", message.task, message.id, reason)
             return end._replace(outcome=Outcome(Settlement.REQUEUE, reason=reason))
 
-    def _store_record(self, outcome: Outcome, record: TaskRecord, at_once: bool) -> Outcome:
+    def store_record(self, outcome: Outcome, at_once: bool = False) -> Outcome:
+        """Store the record of an outcome, or prepare it; what is stored is no longer in it."""
+        record = outcome.record
+        if record is None:
+            return outcome
         if self.stores_with_settlement and not at_once:
             # It may have to look at the database once.
-            statement = self._patiently(lambda: self.backend.statement(record), record)
+            statement = self.patiently(lambda: self.backend.statement(record), record.task_id)
             return outcome._replace(record=record, statement=statement)
         failpoints.hit("before_result")
-        self._patiently(lambda: self.backend.store(record), record)
+        self.patiently(lambda: self.backend.store(record), record.task_id)
         failpoints.hit("after_result")
         return outcome._replace(record=None)
 
-    def _patiently(self, step: Callable[[], T], record: TaskRecord) -> T:
-        """Do a step that needs the store, again and again while that is away."""
+    def patiently(self, step: Callable[[], T], task_id: str) -> T:
+        """Do a step that needs store or broker, again and again while that is away."""
         pause = 0.1
         deadline = clock.monotonic() + STORE_PATIENCE
         while True:
@@ -398,7 +435,7 @@ class Executor:
             except self.backend.transient_errors as exc:
                 if clock.monotonic() + pause > deadline or self._closing.wait(pause):
                     raise
-                log.warning("result of %s is not stored yet: %s", record.task_id, exc)
+                log.warning("result of %s is not stored yet: %s", task_id, exc)
                 pause = min(pause * 2, 5.0)
 
 

@@ -52,6 +52,23 @@ OURS = """
     def quiet(value):
         ledger.write("quiet", value)
         return value
+
+    @task_worker.define_task(name="xsum")
+    def xsum(numbers):
+        return sum(numbers)
+
+    @task_worker.define_task(name="noted")
+    def noted(*values):
+        ledger.write("noted", values)
+        return len(values)
+
+    @task_worker.define_task(name="told")
+    def told(task_id):
+        ledger.write("noted", (task_id,))
+
+    @task_worker.define_task(name="errback")
+    def errback(request, exc, traceback):
+        ledger.write("noted", (request.id, type(exc).__name__))
 """
 CELERYS = """
     import os, time, warnings
@@ -92,6 +109,23 @@ CELERYS = """
     def quiet(value):
         ledger.write("quiet", value)
         return value
+
+    @app.task(name="xsum")
+    def xsum(numbers):
+        return sum(numbers)
+
+    @app.task(name="noted")
+    def noted(*values):
+        ledger.write("noted", values)
+        return len(values)
+
+    @app.task(name="told")
+    def told(task_id):
+        ledger.write("noted", (task_id,))
+
+    @app.task(name="errback")
+    def errback(request, exc, traceback):
+        ledger.write("noted", (request.id, type(exc).__name__))
 """
 
 
@@ -153,6 +187,8 @@ def celery_client(broker: Broker) -> Iterator[Any]:
     app.conf.task_default_queue = broker.ours
     yield app
     app.backend.result_consumer.stop()
+    if broker.backend.startswith("redis"):
+        app.backend.client.connection_pool.disconnect()
     app.close()
     kombu.pools.reset()
 
@@ -175,6 +211,10 @@ def our_client(broker: Broker, tmp_path: Path) -> Iterator[dict[str, Any]]:
         "again": define(name="again")(lambda succeed_at: never()),
         "quiet": define(name="quiet")(lambda value: never()),
         "absent": define(name="absent")(lambda: never()),
+        "xsum": define(name="xsum")(lambda numbers: never()),
+        "noted": define(name="noted")(lambda *values: never()),
+        "told": define(name="told")(lambda task_id: never()),
+        "errback": define(name="errback")(lambda request, exc, traceback: never()),
     }
     task_worker.task_app().close()
 
@@ -307,3 +347,128 @@ def test_compressed_messages_are_read_on_both_sides(
     ours = our_client["echo"].apply_async((text,), compression="gzip")
     assert theirs.get(timeout=PATIENCE)["value"] == text
     assert ours.get(timeout=PATIENCE)["value"] == text
+
+
+# -- what comes after a task, on either side ----------------------------------------------------
+
+
+class Side:
+    """Signatures of the shared tasks, made by one client for either worker."""
+
+    def __init__(self, broker: Broker, make: Any, group: Any, chord: Any) -> None:
+        self._broker, self._make = broker, make
+        self.group, self.chord = group, chord
+
+    def __call__(self, name: str, *args: Any, at: str = "ours", immutable: bool = False) -> Any:
+        made = self._make(name, args, immutable)
+        return made.set(queue=getattr(self._broker, at))
+
+    def noted(self, at: str) -> list[str]:
+        folder = self._broker.our_folder if at == "ours" else self._broker.their_folder
+        return folder.steps("noted")
+
+
+@pytest.fixture(params=["celery sends", "we send"])
+def side(request: pytest.FixtureRequest, broker: Broker) -> Side:
+    if request.param == "we send":
+        from flask_taskworker import chord, group
+
+        tasks = request.getfixturevalue("our_client")
+        return Side(
+            broker,
+            lambda name, args, immutable: tasks[name].signature(args, immutable=immutable),
+            group,
+            chord,
+        )
+    app = request.getfixturevalue("celery_client")
+    return Side(
+        broker,
+        lambda name, args, immutable: app.signature(name, args, immutable=immutable),
+        lambda *tasks: celery.group(*tasks, app=app),
+        lambda *parts: celery.chord(*parts, app=app),
+    )
+
+
+@pytest.fixture(params=["ours", "theirs"])
+def at(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def test_callbacks_are_sent(side: Side, at: str) -> None:
+    name = uuid.uuid4().hex
+    sent = side("echo", name, at=at)
+    sent.link(side("noted", at=at))
+    sent.link(side("noted", name, at=at, immutable=True))
+    sent.apply_async()
+    alone = f"({name!r},)"
+    eventually(
+        lambda: alone in side.noted(at) and any(f"'value': {name!r}" in n for n in side.noted(at)),
+        "both callbacks",
+    )
+
+
+def test_errbacks_of_both_kinds_are_called(side: Side, at: str) -> None:
+    handle = side("fail", "x", at=at)
+    handle.link_error(side("told", at=at))
+    handle.link_error(side("errback", at=at))
+    handle = handle.apply_async()
+    with pytest.raises(LookupError):
+        handle.get(timeout=PATIENCE)
+    eventually(
+        lambda: {f"({handle.id!r},)", f"({handle.id!r}, 'LookupError')"} <= {*side.noted(at)},
+        "both errbacks",
+    )
+
+
+@pytest.mark.parametrize("start", ["ours", "theirs"])
+def test_a_chain_goes_from_worker_to_worker(side: Side, start: str, broker: Broker) -> None:
+    other = "theirs" if start == "ours" else "ours"
+    steps = side("add", 1, 2, at=start) | side("add", 10, at=other) | side("add", 100, at=start)
+    handle = steps.apply_async()
+    assert handle.get(timeout=PATIENCE) == 113
+    if broker.backend != "rpc://":
+        assert handle.parent.get(timeout=PATIENCE) == 13
+
+
+def test_a_failed_step_fails_the_last_one(side: Side, at: str) -> None:
+    other = "theirs" if at == "ours" else "ours"
+    steps = side("add", 1, 2, at=other) | side("fail", at=at) | side("add", 1, at=other)
+    with pytest.raises(LookupError):
+        steps.apply_async().get(timeout=PATIENCE)
+
+
+@pytest.mark.parametrize("last", ["ours", "theirs"])
+def test_a_chord_spans_both_workers(side: Side, last: str, broker: Broker) -> None:
+    if broker.backend == "rpc://":
+        pytest.skip("a chord needs a store")
+    header = [side("add", i, i, at=("ours", "theirs")[i % 2]) for i in range(10)]
+    header.append(side("again", 2, at=last))  # the last to end
+    handle = side.chord(header, side("xsum", at="theirs" if last == "ours" else "ours"))()
+    assert handle.get(timeout=PATIENCE) == 92
+
+
+@pytest.mark.parametrize("failing", ["ours", "theirs"])
+def test_a_failed_header_fails_the_body_on_both_workers(
+    side: Side, failing: str, broker: Broker
+) -> None:
+    if broker.backend == "rpc://":
+        pytest.skip("a chord needs a store")
+    other = "theirs" if failing == "ours" else "ours"
+    body = side("xsum", at=other)
+    body.link_error(side("told", at=other))
+    header = [side("add", 1, 1, at=other), side("fail", "x", at=failing)]
+    handle = side.chord(header, body)()
+    error = handle.get(timeout=PATIENCE, propagate=False, follow_parents=False)
+    assert type(error).__name__ == "ChordError"
+    assert str(error).startswith("Dependency ")
+    assert str(error).endswith(" raised LookupError('x', 7)")
+    eventually(lambda: f"({handle.id!r},)" in side.noted(other), "the errback")
+
+
+def test_nested_parts_span_both_workers(side: Side, at: str, broker: Broker) -> None:
+    if broker.backend == "rpc://":
+        pytest.skip("a chord needs a store")
+    other = "theirs" if at == "ours" else "ours"
+    inner = side("add", 1, 1, at=at) | side.group(side("add", 1, at=other), side("add", 2, at=at))
+    steps = inner | side("xsum", at=other) | side("add", 5, at=at)
+    assert steps.apply_async().get(timeout=PATIENCE) == 12

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kombu.message import Message
 
 from flask_taskworker import Task
+from flask_taskworker.canvas.plan import Planned
 from flask_taskworker.message import Payload, TaskMessage, WireMessage, encode, parse
 from flask_taskworker.worker.delivery import Delivery
 
@@ -60,6 +61,10 @@ class RecordingPublisher:
         encode(message, options.get("serializer") or "json")
         self.published.append((message, queue))
         self.options.append(options)
+
+    def publish_many(self, messages: Sequence[Planned], **options: Any) -> None:
+        for planned in messages:
+            self.publish(planned.message, planned.queue, serializer=planned.serializer, **options)
 
     def send(self, queue: str, wire: WireMessage) -> None:
         if self.error is not None:

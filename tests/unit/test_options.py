@@ -97,6 +97,8 @@ GOOD_CALL: dict[str, list[Any]] = {
     "shadow": ["alias"],
     "retry": [True, False],
     "retry_policy": [{}, {"max_retries": 3, "interval_start": 0.5}, {"max_retries": None}],
+    "link": [None, {"task": "a"}, [{"task": "a"}, {"task": "b"}]],
+    "link_error": [None, {"task": "a"}, [{"task": "a"}]],
 }
 BAD_CALL: dict[str, list[Any]] = {
     "countdown": [-1, "5", None, True, float("nan"), timedelta(1), FARTHEST_ETA + 1, 10**400],
@@ -119,6 +121,8 @@ BAD_CALL: dict[str, list[Any]] = {
         {"interval_step": "1"},
         {"interval_max": float("nan")},
     ],
+    "link": ["a", {"args": []}, [5]],
+    "link_error": [print, [{}]],
 }
 
 

@@ -84,6 +84,15 @@ class Channel(Entities, Settling):
             database.queue_ids.pop(routing_key, None)
         raise DatabaseUnavailableError(f"{database.label}: queue {routing_key!r} keeps vanishing")
 
+    def publish_through(
+        self, held: HeldConnection, message: dict[str, Any], routing_key: str
+    ) -> None:
+        """As :meth:`publish_in`, through a connection of :mod:`.connection` to this database."""
+        database = held.database
+        row = encode(message, "", routing_key, database.now(), self.options.max_message_bytes)
+        database.dialect.check_size(row)
+        routing.put(held, routing_key, row)
+
     def _id_within(self, connection: sqlalchemy.Connection, queue: str) -> int:
         """The id of a queue, which the caller's transaction has to create if need be.
 
