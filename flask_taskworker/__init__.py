@@ -26,9 +26,12 @@ from .exceptions import (
     Reject,
     ResultTimeoutError,
     Retry,
+    SoftTimeLimitExceeded,
     TaskFailedError,
     TaskRevokedError,
     TaskWorkerError,
+    TimeLimitExceeded,
+    WorkerLostError,
 )
 from .extension import BackgroundTaskWorker, BaseTaskWorker, BlockingTaskWorker
 from .logs import get_task_logger
@@ -58,10 +61,13 @@ __all__ = [
     "ResultTimeoutError",
     "Retry",
     "Signature",
+    "SoftTimeLimitExceeded",
     "Task",
     "TaskFailedError",
     "TaskRevokedError",
     "TaskWorkerError",
+    "TimeLimitExceeded",
+    "WorkerLostError",
     "chain",
     "chord",
     "chunks",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from . import clock
 from .exceptions import InvalidOptionError
 from .message import Payload, TaskMessage
+from .options import check_time_limits
 from .task import current_request
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def compose(
         parent_id=parent.id,
         eta=due(options.get("countdown"), options.get("eta")),
         expires=expiry(options.get("expires", defaults.get("expires"))),
+        timelimit=_timelimit(task, options),
         ignore_result=ignores,
         shadow=options.get("shadow"),
         priority=options.get("priority", defaults.get("priority", 0)),
@@ -74,6 +76,14 @@ def _listed(signatures: Any) -> Sequence[Any] | None:
     if not signatures:
         return None
     return list(signatures) if isinstance(signatures, (list, tuple)) else [signatures]
+
+
+def _timelimit(task: Callee, options: CallOptions) -> tuple[float | None, float | None]:
+    """The limits of the call alone: the worker knows those of the task."""
+    hard, soft = options.get("time_limit"), options.get("soft_time_limit")
+    if hard is not None or soft is not None:
+        check_time_limits({**task.options_, **options}, f"{task.name}.apply_async")
+    return hard, soft
 
 
 def new_id() -> str:

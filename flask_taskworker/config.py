@@ -243,6 +243,59 @@ class Config:
         celery="worker_concurrency CELERYD_CONCURRENCY",
         unit="threads",
     )
+    pool: Literal["threads", "processes", "solo"] | None = _setting(
+        "TASKER_POOL",
+        kinds.POOL,
+        None,
+        "Where tasks run: threads, processes (prefork is the same) or solo.",
+        celery="worker_pool CELERYD_POOL",
+        derived="'threads'",
+        example="processes",
+    )
+    app: str | None = _setting(
+        "TASKER_APP",
+        kinds.TARGET,
+        None,
+        "Where a child process finds the app, as -A takes it.",
+        derived="what -A names, or the module of the app",
+        example="shop:create_app()",
+    )
+    max_tasks_per_child: int | None = _setting(
+        "TASKER_MAX_TASKS_PER_CHILD",
+        kinds.COUNT_OR_NEVER,
+        None,
+        "After so many tasks a child process is replaced.",
+        celery="worker_max_tasks_per_child CELERYD_MAX_TASKS_PER_CHILD",
+        unit="tasks",
+        example=1000,
+    )
+    max_memory_per_child: int | None = _setting(
+        "TASKER_MAX_MEMORY_PER_CHILD",
+        kinds.COUNT_OR_NEVER,
+        None,
+        "A child process that has used more than this is replaced after its task.",
+        celery="worker_max_memory_per_child CELERYD_MAX_MEMORY_PER_CHILD",
+        unit="KiB",
+        example=200_000,
+    )
+    task_time_limit: float | None = _setting(
+        "TASKER_TASK_TIME_LIMIT",
+        kinds.SECONDS_OR_NO_LIMIT,
+        None,
+        "How long a task may run before its process is killed.",
+        celery="task_time_limit CELERYD_TASK_TIME_LIMIT",
+        unit="s",
+        example=300,
+    )
+    task_soft_time_limit: float | None = _setting(
+        "TASKER_TASK_SOFT_TIME_LIMIT",
+        kinds.SECONDS_OR_NO_LIMIT,
+        None,
+        "How long a task may run before SoftTimeLimitExceeded is raised in it.",
+        celery="task_soft_time_limit CELERYD_TASK_SOFT_TIME_LIMIT",
+        unit="s",
+        example=240,
+    )
     drain_timeout: float = _setting(
         "TASKER_DRAIN_TIMEOUT",
         kinds.SECONDS_OR_ZERO,
@@ -372,6 +425,10 @@ class Config:
         values = {item.field: item.value for item in SETTINGS} | {"debug": debug} | given
         if not failed & {"serializer", "result_serializer", "accept_content"}:
             problems += _unreadable(values)
+        hard, soft = values["task_time_limit"], values["task_soft_time_limit"]
+        if hard is not None and soft is not None and soft > hard:
+            advice = f"is longer than TASKER_TASK_TIME_LIMIT ({hard:g}), so it is never reached"
+            problems.append(fault("TASKER_TASK_SOFT_TIME_LIMIT", soft, advice))
         addresses = Addresses(given, _app_uri(mapping), instance_path)
         problems += addresses.problems
         if problems:

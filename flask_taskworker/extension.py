@@ -34,9 +34,10 @@ from .exceptions import (
     NotInitialisedError,
     TaskDefinitionError,
     TaskWorkerError,
+    WorkerError,
 )
-from .registry import Registry
-from .reloader import may_become_reloader, watches_for_reloader
+from .registry import Registry, main_module_name
+from .reloader import is_loading, may_become_reloader, watches_for_reloader
 from .result import GroupResult
 from .task import Task, current_request
 
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from .control import Control
     from .options import TaskOptions
     from .result import AsyncResult
+    from .worker.pools.source import AppSource
     from .worker.supervisor import Worker
 
 P = ParamSpec("P")
@@ -319,12 +321,12 @@ class BackgroundTaskWorker(BaseTaskWorker):
         """
         if not self._apps:
             self._app_in_charge()  # raises
-        if watches_for_reloader():
+        if watches_for_reloader() or is_loading():
             return
         for app in list(self._apps):
-            self._start_one(app.extensions[EXTENSION])
+            self._start_one(app.extensions[EXTENSION], app)
 
-    def _start_one(self, state: AppState) -> None:
+    def _start_one(self, state: AppState, app: Flask) -> None:
         if state.pid != os.getpid():  # a forked child: nothing of the parent's worker runs here
             state.worker = state.thread = None
             state.lock = threading.Lock()
@@ -334,7 +336,7 @@ class BackgroundTaskWorker(BaseTaskWorker):
                 return
             from .worker.supervisor import Worker
 
-            worker = state.worker = Worker(state.task_app)
+            worker = state.worker = Worker(state.task_app, source=_source_of(app))
             grace = _RELOADER_GRACE if may_become_reloader() else 0.0
             state.thread = threading.Thread(
                 target=_run_in_background, args=(worker, grace), name="taskworker", daemon=True
@@ -359,10 +361,13 @@ class BlockingTaskWorker(BaseTaskWorker):
         """
         from .worker.supervisor import Worker, os_signals
 
-        state = self.state()
+        app = self._app_in_charge()
+        state = self.state(app)
+        if is_loading():
+            return  # a child process of a worker, which only needs the tasks
         if state.worker is not None and state.pid == os.getpid():
             return  # running already: a call from inside a task
-        worker = state.worker = Worker(state.task_app)
+        worker = state.worker = Worker(state.task_app, source=_source_of(app))
         state.pid = os.getpid()
         try:
             if threading.current_thread() is threading.main_thread():
@@ -436,6 +441,18 @@ def _make_instance_folder(app: Flask, config: Config) -> None:
         ) from exc
 
 
+def _source_of(app: Flask) -> AppSource | None:
+    """Where a child process finds the app, if the app's name tells: its module."""
+    from .worker.pools.source import AppSource
+
+    name = app.import_name
+    if name == "__main__":
+        name = main_module_name()
+    if name == "__main__":
+        return None
+    return AppSource("flask_taskworker.target:from_target", name)
+
+
 def _run_in_background(worker: Worker, grace: float) -> None:
     if grace:
         threading.Event().wait(grace)
@@ -443,7 +460,7 @@ def _run_in_background(worker: Worker, grace: float) -> None:
             return
     try:
         worker.run()
-    except BrokerError as exc:
+    except (BrokerError, WorkerError) as exc:
         log.error("no task will run here: %s", exc)
 
 

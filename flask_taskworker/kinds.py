@@ -227,11 +227,32 @@ def _timezone(value: Any) -> str:
     return name
 
 
+#: The names of Celery's pools that mean one of ours, and our own.
+POOLS = {"threads": "threads", "processes": "processes", "prefork": "processes", "solo": "solo"}
+
+
+def _pool(value: Any) -> str:
+    name = _text(value).lower()
+    if name not in POOLS:
+        raise Refused
+    return POOLS[name]
+
+
+def _count_or_never(value: Any) -> int | None:
+    return None if nothing(value) else _count_or_zero(value) or None
+
+
 SECONDS = Kind("seconds", "a number of seconds greater than 0", _seconds)
 SECONDS_OR_ZERO = Kind("seconds", "a number of seconds, 0 or more", _seconds_or_zero)
 SECONDS_OR_NEVER = Kind(
     "seconds or None", "a number of seconds, or None for ever", _seconds_or_never
 )
+SECONDS_OR_NO_LIMIT = Kind(
+    "seconds or None", "a number of seconds, or None for no limit", _seconds_or_never
+)
+COUNT_OR_NEVER = Kind("number or None", "a whole number, or None for never", _count_or_never)
+POOL = Kind("name", f"one of {', '.join(POOLS)}", _pool)
+TARGET = Kind("text", "a text such as 'module:app'", _text)
 COUNT = Kind("number", "a whole number, 1 or more", _count)
 COUNT_OR_UNLIMITED = Kind(
     "number or None", "a whole number, or None for no limit", _count_or_unlimited

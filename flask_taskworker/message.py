@@ -73,6 +73,10 @@ class Payload(NamedTuple):
     chord: Any = None
 
 
+#: Stands for a payload that nobody has read in this process.
+UNREAD = Payload()
+
+
 class WireMessage(NamedTuple):
     """A message as a broker carries it."""
 
@@ -302,22 +306,29 @@ class Unreadable(NamedTuple):
     task: str | None = None
 
 
-def parse(received: Received, accept: Collection[str]) -> TaskMessage | Unreadable:
+def parse(
+    received: Received, accept: Collection[str], *, body: bool = True
+) -> TaskMessage | Unreadable:
     """Read what came from a broker. Never raises.
 
     :param accept: the serializers, or content types, that may be decoded.
+    :param body: False leaves the body to another process; the payload is :data:`UNREAD`. A
+        message of protocol 1 is all body, and read in any case.
     """
     # Where the id and the task's name are: in the headers, or in a body of protocol 1.
     names: Mapping[str, Any] = received.headers if isinstance(received.headers, Mapping) else {}
     try:
         _refuse_packed(received)
-        body = _loads(received, accept)
         properties = received.properties if isinstance(received.properties, Mapping) else {}
+        if not body and "task" in names:
+            _refuse_foreign(received.content_type, accept)
+            return _parse_2(names, properties, ((), {}, None)).copy(payload=UNREAD)
+        content = _loads(received, accept)
         if "task" in names:
-            return _parse_2(names, properties, body)
-        if isinstance(body, Mapping) and "task" in body:
-            names = body
-            return _parse_1(body, properties)
+            return _parse_2(names, properties, content)
+        if isinstance(content, Mapping) and "task" in content:
+            names = content
+            return _parse_1(content, properties)
         reason = "not a task message: no header 'task', and no 'task' in the body"
     except InvalidMessageError as exc:
         reason = str(exc)
@@ -340,8 +351,8 @@ def _content_types(accept: frozenset[str]) -> frozenset[str]:
     return frozenset(serialization.prepare_accept_content(accept))
 
 
-def _loads(received: Received, accept: Collection[str]) -> Any:
-    content_type = received.content_type
+def _refuse_foreign(content_type: Any, accept: Collection[str]) -> frozenset[str]:
+    """Refuse a content type that may not be decoded; return those that may."""
     if not isinstance(content_type, str):
         raise InvalidMessageError(f"content type {content_type!r} is no text")
     allowed = _content_types(frozenset(accept))
@@ -350,6 +361,12 @@ def _loads(received: Received, accept: Collection[str]) -> Any:
             f"content type {content_type!r} is refused; TASKER_ACCEPT_CONTENT allows "
             f"{', '.join(sorted(accept))}"
         )
+    return allowed
+
+
+def _loads(received: Received, accept: Collection[str]) -> Any:
+    content_type = received.content_type
+    allowed = _refuse_foreign(content_type, accept)
     try:
         body = received.body
         plain = content_type == "application/json" and received.content_encoding == "utf-8"

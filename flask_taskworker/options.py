@@ -69,6 +69,11 @@ class TaskOptions(TypedDict, total=False):
     store_errors_even_if_ignored: bool
     #: True stores the state STARTED when the run begins.
     track_started: bool
+    #: Seconds until a run is ended with its process; TimeLimitExceeded. Not in threads,
+    #: unless the task is ``async def``.
+    time_limit: float | None
+    #: Seconds until SoftTimeLimitExceeded is raised in the run.
+    soft_time_limit: float | None
     #: True runs it inside a request context, with the before-request functions.
     request_context: bool
 
@@ -93,6 +98,9 @@ class CallOptions(TypedDict, total=False):
     ignore_result: bool
     #: A name shown in logs instead of the task's.
     shadow: str
+    #: Limits of this run, in seconds; see ``define_task``.
+    time_limit: float | None
+    soft_time_limit: float | None
     #: False gives up at the first failure to reach the broker.
     retry: bool
     #: ``max_retries``, ``interval_start``, ``interval_step``, ``interval_max`` (seconds).
@@ -126,6 +134,7 @@ def check_task_options(options: Mapping[str, Any]) -> None:
     :raises InvalidOptionError: for a value that it cannot have.
     """
     _check(options, _TASK_CHECKS, "define_task")
+    check_time_limits(options, "define_task")
     if "retry_delay" in options and "default_retry_delay" in options:
         raise InvalidOptionError(
             "define_task() got retry_delay and default_retry_delay: they are two names of one "
@@ -136,6 +145,19 @@ def check_task_options(options: Mapping[str, Any]) -> None:
 def check_call_options(options: Mapping[str, Any]) -> None:
     """Check the options of ``apply_async``; raises as :func:`check_task_options` does."""
     _check(options, _CALL_CHECKS, "apply_async")
+
+
+def check_time_limits(options: Mapping[str, Any], where: str) -> None:
+    """Refuse a soft limit that is longer than the hard one.
+
+    :raises InvalidOptionError: in that case.
+    """
+    hard, soft = options.get("time_limit"), options.get("soft_time_limit")
+    if hard is not None and soft is not None and soft > hard:
+        raise InvalidOptionError(
+            f"{where}(soft_time_limit={soft!r}): must not be longer than time_limit={hard!r}, "
+            "or it is never reached"
+        )
 
 
 def check_retry_options(options: Mapping[str, Any]) -> None:
@@ -204,6 +226,12 @@ def _queue(value: Any) -> str | None:
 
 def _flag(value: Any) -> str | None:
     return None if isinstance(value, bool) else "must be True or False"
+
+
+def _time_limit(value: Any) -> str | None:
+    if value is None or (_is_number(value) and 0 < value < float("inf")):
+        return None
+    return "must be a number of seconds more than 0, or None for no limit"
 
 
 def _optional_count(value: Any) -> str | None:
@@ -369,6 +397,8 @@ _TASK_CHECKS: dict[str, Callable[[Any], str | None]] = {
     "reject_on_worker_lost": _flag,
     "store_errors_even_if_ignored": _flag,
     "track_started": _flag,
+    "time_limit": _time_limit,
+    "soft_time_limit": _time_limit,
     "request_context": _flag,
 }
 
@@ -384,6 +414,8 @@ _CALL_CHECKS: dict[str, Callable[[Any], str | None]] = {
     "compression": _optional_text,
     "ignore_result": _flag,
     "shadow": _text,
+    "time_limit": _time_limit,
+    "soft_time_limit": _time_limit,
     "retry": _flag,
     "retry_policy": _policy,
     "link": _signatures,

@@ -86,11 +86,12 @@ def task_name(function: Callable[..., Any]) -> str:
         )
     module = getattr(function, "__module__", None) or "__main__"
     if module == "__main__":
-        module = _main_module_name()
+        module = main_module_name()
     return f"{module}.{name}"
 
 
-def _main_module_name() -> str:
+def main_module_name() -> str:
+    """The name under which other processes import the program; ``__main__`` if they cannot."""
     main = sys.modules.get("__main__")
     spec = getattr(main, "__spec__", None)
     if spec is not None:  # python -m package.module, or python -m package

@@ -1,4 +1,4 @@
-"""Whether this process serves, or only watches files for Werkzeug's reloader."""
+"""Whether this process serves, or only watches files, or loads the app for a worker."""
 
 from __future__ import annotations
 
@@ -39,3 +39,12 @@ def may_become_reloader() -> bool:
         threading.current_thread() is threading.main_thread()
         and click.get_current_context(silent=True) is None
     )
+
+
+#: Is in the environment while a child process of a worker loads the app.
+LOADING = "TASKWORKER_LOADING"
+
+
+def is_loading() -> bool:
+    """Whether the app is being loaded in a child process of a worker: nothing may start there."""
+    return LOADING in os.environ

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -165,6 +166,7 @@ class Task(Generic[P, R]):
             )
         options = options or {}
         check_task_options(options)
+        self.is_async = inspect.iscoroutinefunction(inspect.unwrap(function))
         self.bind = bind
         self.options_: TaskOptions = _with_one_name(options)
         self.name: str = options.get("name") or task_name(named)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from flask.cli import ScriptInfo
 
 from .. import __version__
 from ..config import mask_url
@@ -19,6 +22,7 @@ from .root import (
     load_task_app,
     may_color,
     note,
+    overrides,
     taskworker,
     without_effect,
 )
@@ -26,6 +30,7 @@ from .root import (
 if TYPE_CHECKING:
     from ..app import TaskApp
     from ..worker.logs import Log
+    from ..worker.pools.source import AppSource
     from ..worker.reload import SourceWatch
     from ..worker.supervisor import Worker
 
@@ -234,7 +239,6 @@ def worker(
     umask: str | None,
     reloads: bool,
     drain_timeout: float | None,
-    include: str | None,
     detach: bool,
     **options: Any,
 ) -> None:
@@ -248,7 +252,7 @@ def worker(
 
     def load() -> TaskApp:
         task_app = load_task_app(ctx, TASKER_DRAIN_TIMEOUT=drain_timeout)
-        for module in _names(include) or []:
+        for module in _names(options["include"]) or []:
             importlib.import_module(module)
         return task_app
 
@@ -323,13 +327,71 @@ def _run(
         if options["purge"]:
             count = sum(purge(task_app, chosen["queues"]).values())
             note(ctx, f"{count} messages were deleted")
-        process = Worker(task_app, hostname=options["hostname"], burst=options["burst"], **chosen)
+        process = Worker(
+            task_app,
+            hostname=options["hostname"],
+            burst=options["burst"],
+            source=_source(ctx, options, node),
+            **chosen,
+        )
         if not is_quiet(ctx):
             click.echo(banner(process), err=True)
         serve(process, pid_file, watch)
     finally:
         if pid_file is not None:
             pid_file.release()
+
+
+def _source(ctx: click.Context, options: dict[str, Any], node: str) -> AppSource:
+    """How a child process of this worker loads the same app, and logs to the same place."""
+    from ..worker.pools.source import AppSource
+
+    target, path = ctx.meta.get("flask_taskworker.target"), None
+    info = ctx.find_object(ScriptInfo)
+    if target is None and info is not None and info.create_app is not None:
+        make = info.create_app
+        target = f"{make.__module__}:{getattr(make, '__qualname__', make)}"
+    elif target is None:
+        path = info.app_import_path if info is not None else os.environ.get("FLASK_APP")
+    return AppSource(
+        f"{__name__}:load_in_child",
+        target,
+        {
+            "path": path,
+            "settings": overrides(ctx),
+            "include": _names(options["include"]) or [],
+            "log": asdict(_log(ctx, options, node)),
+        },
+    )
+
+
+def load_in_child(
+    target: str | None,
+    path: str | None,
+    settings: dict[str, Any],
+    include: list[str],
+    log: dict[str, Any],
+) -> TaskApp:
+    """Load the app as the worker has done it; see :class:`.worker.pools.source.AppSource`.
+
+    :param path: as ``flask --app`` has it, where no target was given.
+    :param settings: those that the command line changes.
+    :param include: modules to import after the app.
+    :param log: the fields of a :class:`~flask_taskworker.worker.logs.Log`.
+    """
+    from ..extension import override
+    from ..target import from_flask_cli, from_target
+    from ..worker.logs import Log
+
+    Log(**log).start()
+    if target is not None:
+        task_app = from_target(target)
+    else:
+        task_app = from_flask_cli(ScriptInfo(app_import_path=path))
+    override(task_app, settings)
+    for module in include:
+        importlib.import_module(module)
+    return task_app
 
 
 def _log(ctx: click.Context, options: dict[str, Any], node: str) -> Log:

@@ -30,6 +30,7 @@ from ..exceptions import InvalidMessageError
 from ..message import TaskMessage, Unreadable, parse
 from ..publisher import task_queue
 from .delivery import Delivery, Outcome
+from .limits import TimeLimits
 from .observer import Nobody, Observer
 from .prefetch import Prefetch
 from .rates import AHEAD, RateLimits
@@ -72,8 +73,10 @@ class Consumer:
         left for running tasks.
     :param maintain: upkeep; gives the seconds until it wants to be called again.
     :param observer: follows what happens to the deliveries.
+    :param scale: may change the pool's size; told whether there seems to be more to do.
     :param rates: how many runs of a task may start in a time.
     :param refuse: asked before each run; gives the outcome of a delivery that must not run.
+    :param limits: how long runs may take.
     """
 
     def __init__(
@@ -89,19 +92,23 @@ class Consumer:
         on_stopping: Callable[[float], None] = lambda seconds: None,
         maintain: Callable[[], float] = lambda: 60.0,
         observer: Observer | None = None,
+        scale: Callable[[bool], None] = lambda more_to_come: None,
         rates: RateLimits | None = None,
         refuse: Callable[[Delivery], Outcome | None] = lambda delivery: None,
+        limits: TimeLimits | None = None,
     ) -> None:
         self.app = app
         self.pool = pool
         self.queues = list(queues)
         self.burst = burst
+        self.limits = limits or TimeLimits(app)
         self._waker = waker
         self._on_connected = on_connected
         self._on_ready = on_ready
         self._on_stopping = on_stopping
         self._told_of_stop = False
         self._maintain = maintain
+        self._scale = scale
         self._observer: Observer = observer or Nobody()
         self.rates = rates or RateLimits(app)
         self._refuse = refuse
@@ -130,6 +137,7 @@ class Consumer:
         self._next_complaint = clock.monotonic()
         self._last_move = self._last_work = clock.monotonic()
         self._finished_burst = False
+        self._came_full = False  # whether the last request brought all that it asked for
         #: When the loop turned last, on the monotonic clock: whether it stands still.
         self.turned_at = clock.monotonic()
         #: Whether it stands still because a task runs in its own thread.
@@ -390,6 +398,7 @@ class Consumer:
     def _reserve(self) -> int:
         """Receive as much as the pool can take now; return how much that was."""
         self._submit_due()
+        self._scale(self._came_full)
         self._prefetch.slots = self.pool.size
         before = self._prefetch.received
         room = self._prefetch.room(self.pool.load())
@@ -403,20 +412,23 @@ class Consumer:
                 self._connection.drain_events(timeout=0)
             except (TimeoutError, BlockingIOError):
                 break
-        return self._prefetch.received - before
+        received = self._prefetch.received - before
+        self._came_full = received >= room
+        return received
 
     def _received(self, raw: Any) -> None:
         self._prefetch.received += 1
         info = raw.delivery_info or {}
         queue = str(info.get("routing_key") or self.queues[0])
-        message = parse(raw, self.app.config.accept_content)
+        accept = self.app.config.accept_content
+        message = parse(raw, accept, body=not self.pool.reads_bodies)
         if isinstance(message, Unreadable):
             if signals.task_rejected.receivers:
                 error = InvalidMessageError(message.reason)
                 signals.task_rejected.notify(self, message=raw, exc=error)
             self._settler.park(raw, queue, message)
             return
-        delivery = Delivery(raw, message, queue, self._epoch)
+        delivery = Delivery(raw, message, queue, self._epoch, limits=self.limits.of(message))
         self._unsettled[id(delivery)] = delivery
         if self._stopping or self._finished_burst:  # sent before the broker heard of the end
             self._give_back([delivery])

@@ -55,7 +55,8 @@ class Delivery:
     can no longer be settled, its broker hands it out again. ``watched`` says that somebody
     follows its events. ``started`` is when its run began, in epoch seconds, and ``pid`` the
     process it runs in; None before. ``has_token`` says that its task's rate limit lets it
-    start, ``announced`` that its start was told.
+    start, ``announced`` that its start was told. ``limits`` are the hard and the soft time limit
+    of its run, in seconds.
     """
 
     raw: Any
@@ -68,6 +69,7 @@ class Delivery:
     started: float | None = None
     pid: int | None = None
     announced: bool = False
+    limits: tuple[float | None, float | None] = (None, None)
     #: What the run has sent, as tuples of results.
     children: list[Any] = field(default_factory=list)
 

@@ -5,11 +5,15 @@ result → hooks → outcome.
 
 Settling the message is not among them: the consumer does it last, when everything
 that must not be lost is safe. A crash between any two steps means "runs again".
+
+The steps are generators, for the sake of ``async def`` tasks: a step that has to wait yields
+what it waits for, and whoever drives the steps (:mod:`.driving`) decides how to.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import os
@@ -30,12 +34,14 @@ from ..exceptions import (
     TaskRevokedError,
     UnknownTaskError,
 )
+from ..message import UNREAD, Unreadable, parse
 from ..retries import RetryNow
 from ..task import ReplaceNow, Request, Run, Task, running
 from ..texts import safe_repr, text_of
 from . import hooks
 from .continuation import Continuation
 from .delivery import Delivery, Outcome, Settlement
+from .driving import Aside, Steps, drive, drive_async
 
 if TYPE_CHECKING:
     from ..app import TaskApp
@@ -53,7 +59,10 @@ LOGGED_TEXT = 10_000
 _NOTHING = object()
 T = TypeVar("T")
 #: Our own frames at the top of a traceback tell a task's author nothing.
-_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_OURS = tuple(
+    os.path.dirname(os.path.abspath(file)) + os.sep
+    for file in (os.path.dirname(__file__), asyncio.__file__)
+)
 
 
 class _End(NamedTuple):
@@ -62,6 +71,10 @@ class _End(NamedTuple):
     outcome: Outcome
     value: Any = None
     retry: RetryNow | None = None
+
+
+class _Stopped(Exception):
+    """Carries a StopIteration out of a generator."""
 
 
 class Executor:
@@ -77,6 +90,9 @@ class Executor:
         :meth:`Publisher.publish <flask_taskworker.publisher.Publisher.publish>`, which is
         the default.
     :param eager: whether the runs happen in the caller instead of a worker.
+    :param alarm: makes the block in which the soft time limit of a run holds, in seconds.
+    :param settled_elsewhere: whether another process settles. Then a record that goes with
+        no acknowledgement is stored here.
     """
 
     def __init__(
@@ -88,6 +104,8 @@ class Executor:
         stores_with_settlement: bool = False,
         publish: Callable[..., None] | None = None,
         eager: bool = False,
+        alarm: Callable[[float | None], contextlib.AbstractContextManager[object]] | None = None,
+        settled_elsewhere: bool = False,
     ) -> None:
         self.app = app
         self.hostname = hostname
@@ -95,6 +113,8 @@ class Executor:
         self.stores_with_settlement = stores_with_settlement
         self.eager = eager
         self._publish = publish
+        self._alarm = alarm or (lambda seconds: contextlib.nullcontext())
+        self._settled_elsewhere = settled_elsewhere
         self._closing = threading.Event()
         self._continuation = Continuation(self)
 
@@ -106,36 +126,71 @@ class Executor:
         """Run a delivery to its outcome. Never raises."""
         started = clock.monotonic()
         try:
-            outcome = self._take(delivery)
+            outcome: Outcome = drive(self._take(delivery), delivery.limits)
         except BaseException as exc:  # a fault of ours must not stop the loop, nor lose the message
-            log.exception("worker fault in task %s[%s]", delivery.message.task, delivery.message.id)
-            self._tell_of_fault(delivery.message, exc)
-            outcome = Outcome(
-                Settlement.REQUEUE, reason=f"worker fault: {type(exc).__name__}: {exc}"
-            )
+            outcome = self._at_fault(delivery.message, exc)
         return outcome._replace(runtime=clock.monotonic() - started)
+
+    async def run_async(self, delivery: Delivery) -> Outcome:
+        """The same for a task that is ``async def``, on the event loop that runs now.
+
+        :raises CancelledError: if the loop ends, as the worker does; the message has gone back.
+        """
+        started = clock.monotonic()
+        try:
+            steps = self._take(delivery)
+            outcome: Outcome = await drive_async(steps, delivery.limits, self._closing)
+        except BaseException as exc:
+            if self._closing.is_set():
+                raise
+            outcome = self._at_fault(delivery.message, exc)
+        return outcome._replace(runtime=clock.monotonic() - started)
+
+    def is_async(self, delivery: Delivery) -> bool:
+        """Whether the task is ``async def``."""
+        task = self.app.registry.get(delivery.message.task)
+        return task is not None and task.is_async
+
+    def ended(self, delivery: Delivery, status: str, exc: Exception) -> Outcome:
+        """The outcome of a run that was ended from outside. Never raises, never waits long."""
+        _read_body(delivery, self.app.config)
+        task = self.app.registry.get(delivery.message.task)
+        if status == states.FAILURE:
+            outcome = self._failed(task, delivery, exc)
+        else:
+            outcome = self._done(delivery, task, status, exc)
+        try:
+            return self._conclude(delivery, _End(outcome, exc))
+        except Exception as problem:
+            return self._at_fault(delivery.message, problem)
 
     def revoked(self, delivery: Delivery) -> Outcome:
         """The outcome of a delivery that must not run. Never raises, and never waits long."""
+        _read_body(delivery, self.app.config)
         message = delivery.message
         log.info("task %s[%s] is revoked", message.task, message.id)
         task = self.app.registry.get(message.task)
         error = TaskRevokedError("revoked")
         outcome = self._done(delivery, task, states.REVOKED, error)
-        end = _End(outcome, error)
         try:
-            if self._continuation.concerns(delivery, outcome):
-                return self._continuation.conclude(delivery, end, patient=False).outcome
-            if outcome.record is None:
-                return outcome
-            if self.stores_with_settlement:
-                return outcome._replace(statement=self.backend.statement(outcome.record))
-            self.backend.store(outcome.record)
+            return self._conclude(delivery, _End(outcome, error))
         except Exception as exc:
             log.warning("REVOKED of task %s is not stored: %s", message.id, exc)
         return outcome._replace(record=None)
 
-    def _take(self, delivery: Delivery) -> Outcome:
+    def _conclude(self, delivery: Delivery, end: _End) -> Outcome:
+        """Take the steps after an end that came without a run of ours, with no patience."""
+        outcome, acknowledges = end.outcome, not delivery.acknowledged
+        if self._continuation.concerns(delivery, outcome):
+            return self._continuation.conclude(delivery, end, patient=False).outcome
+        if outcome.record is None:
+            return outcome
+        if self.stores_with_settlement and acknowledges:
+            return outcome._replace(statement=self.backend.statement(outcome.record))
+        self.backend.store(outcome.record)
+        return outcome._replace(record=None)
+
+    def _take(self, delivery: Delivery) -> Steps[Outcome]:
         message = delivery.message
         task = self.app.registry.get(message.task)
         if message.has_expired():
@@ -145,24 +200,33 @@ class Executor:
         failpoints.hit("before_run")
         request = self.request_of(delivery)
         with running(request):
-            end = self._execute(task, request, delivery)
+            end = yield from self._execute(task, request, delivery)
             failpoints.hit("after_run")
-            # Who is told that it is done may look for the result at once.
-            watched = hooks.watched_at_the_end(task)
-            end = self._store(end, delivery, at_once=watched)
-            if watched:
-                self._tell(task, request, end)
-        return end.outcome
+            finished: _End = yield Aside(lambda: self._finish(task, request, delivery, end))
+        return finished.outcome
 
-    def _execute(self, task: Task[..., Any], request: Request, delivery: Delivery) -> _End:
+    def _finish(
+        self, task: Task[..., Any], request: Request, delivery: Delivery, end: _End
+    ) -> _End:
+        # Who is told that it is done may look for the result at once.
+        watched = hooks.watched_at_the_end(task)
+        end = self._store(end, delivery, at_once=watched)
+        if watched:
+            self._tell(task, request, end)
+        return end
+
+    def _execute(self, task: Task[..., Any], request: Request, delivery: Delivery) -> Steps[_End]:
         """Run the function, and publish the retries that it asked for."""
         message = delivery.message
         started = clock.monotonic()
         log.debug("task %s[%s] starts", message.task, message.id)
         try:
-            value = self._call(task, request, message)
+            value = yield from self._call(task, request, delivery)
         except BaseException as exc:  # SystemExit included: a task ends itself, not the worker
-            end = self._raised(task, request, delivery, exc)
+            if isinstance(exc, GeneratorExit) and self._closing.is_set():
+                raise  # abandoned: the worker ends, and the message went back
+            raised = exc.args[0] if isinstance(exc, _Stopped) else exc
+            end = self._raised(task, request, delivery, raised)
         else:
             end = self._returned(task, delivery, value, clock.monotonic() - started)
         assert request._run is not None
@@ -170,9 +234,10 @@ class Executor:
             self._publish_retry(delivery, retry)
         return end
 
-    def _call(self, task: Task[..., Any], request: Request, message: TaskMessage) -> Any:
+    def _call(self, task: Task[..., Any], request: Request, delivery: Delivery) -> Steps[Any]:
         wants_request = bool(task.options_.get("request_context"))
-        payload = message.payload
+        message, process = delivery.message, os.getpid()
+        payload, soft = message.payload, None if task.is_async else delivery.limits[1]
         call = task.run if type(task).__call__ is Task.__call__ else task
         value: Any = _NOTHING
         try:
@@ -181,13 +246,19 @@ class Executor:
                 if task.options_.get("track_started", self.app.config.track_started):
                     self._store_started(request, message)
                 hooks.starts(task, request)
-                returned = call(*payload.args, **payload.kwargs)
-                value = asyncio.run(returned) if inspect.iscoroutine(returned) else returned
+                with self._alarm(soft):
+                    returned = call(*payload.args, **payload.kwargs)
+                value = (yield returned) if inspect.iscoroutine(returned) else returned
+        except StopIteration as exc:  # a generator cannot let it out
+            raise _Stopped(exc) from None
         except Exception:
             if value is _NOTHING:
                 raise
             # The task has done its work; what watches its end cannot undo that.
             log.exception("task %s[%s]: leaving its context failed", task.name, request.id)
+        finally:
+            if os.getpid() != process:
+                os._exit(0)  # a fork that the task made and that came back here
         return value
 
     def request_of(self, delivery: Delivery) -> Request:
@@ -374,6 +445,11 @@ class Executor:
         except BaseException:
             log.exception("task %s[%s]: the context of its hooks failed", task.name, request.id)
 
+    def _at_fault(self, message: TaskMessage, exc: BaseException) -> Outcome:
+        log.exception("worker fault in task %s[%s]", message.task, message.id)
+        self._tell_of_fault(message, exc)
+        return Outcome(Settlement.REQUEUE, reason=f"worker fault: {type(exc).__name__}: {exc}")
+
     def _tell_of_fault(self, message: TaskMessage, exc: BaseException) -> None:
         if signals.task_internal_error.receivers:
             signals.task_internal_error.notify(
@@ -396,6 +472,9 @@ class Executor:
     def _store(self, end: _End, delivery: Delivery, at_once: bool = False) -> _End:
         """Store the record now, or prepare it to be stored with the settlement."""
         message = delivery.message
+        if self._settled_elsewhere:
+            goes_along = end.outcome.settlement is Settlement.ACKNOWLEDGE
+            at_once = at_once or delivery.acknowledged or not goes_along
         concluded = self._continuation.concerns(delivery, end.outcome)
         try:
             if concluded:
@@ -443,6 +522,14 @@ def acks_failure(task: Task[..., Any] | None, config: Config) -> bool:
     """Whether the message of a run that failed, or ran out of time, is acknowledged."""
     default = config.acks_on_failure_or_timeout
     return task.options_.get("acks_on_failure_or_timeout", default) if task else default
+
+
+def _read_body(delivery: Delivery, config: Config) -> None:
+    """Read what was left to the process that runs the task. A pickle stays unread: it is code."""
+    if delivery.message.payload is UNREAD:
+        whole = parse(delivery.raw, config.accept_content - {"pickle"})
+        if not isinstance(whole, Unreadable):
+            delivery.message = whole
 
 
 def _record(message: TaskMessage, status: str, value: Any) -> TaskRecord:

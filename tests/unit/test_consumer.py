@@ -12,7 +12,7 @@ from flask import Flask
 from flask_taskworker import BackgroundTaskWorker, clock, signals
 from flask_taskworker.message import Payload, TaskMessage, encode
 from flask_taskworker.worker.delivery import Delivery, Outcome
-from flask_taskworker.worker.pool import ThreadPool
+from flask_taskworker.worker.pools.threads import ThreadPool
 from flask_taskworker.worker.supervisor import Worker
 from support import make_app, run_worker, wait_until
 

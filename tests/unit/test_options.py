@@ -49,6 +49,8 @@ GOOD_TASK: dict[str, list[Any]] = {
     "rate_limit": ["10/s", "5/m", "2/h", "0.5/s", "7", 3, 0, 2.5, None],
     "throws": [(), (KeyError,)],
     "track_started": [True, False],
+    "time_limit": [1, 0.5, None],
+    "soft_time_limit": [1, 0.5, None],
     "request_context": [True, False],
 }
 BAD_TASK: dict[str, list[Any]] = {
@@ -81,6 +83,8 @@ BAD_TASK: dict[str, list[Any]] = {
     "rate_limit": ["10/d", "fast", "-1/s", -1, True, "nan/s", "inf", [], "/s"],
     "throws": [KeyError, None],
     "track_started": [1, None],
+    "time_limit": [0, -1, "5", True, float("inf"), float("nan")],
+    "soft_time_limit": [0, -1, "5", True, float("inf"), float("nan")],
     "request_context": [1, None],
 }
 GOOD_CALL: dict[str, list[Any]] = {
@@ -95,6 +99,8 @@ GOOD_CALL: dict[str, list[Any]] = {
     "compression": ["gzip", None],
     "ignore_result": [True],
     "shadow": ["alias"],
+    "time_limit": [1, 0.5, None],
+    "soft_time_limit": [1, 0.5, None],
     "retry": [True, False],
     "retry_policy": [{}, {"max_retries": 3, "interval_start": 0.5}, {"max_retries": None}],
     "link": [None, {"task": "a"}, [{"task": "a"}, {"task": "b"}]],
@@ -104,6 +110,8 @@ BAD_CALL: dict[str, list[Any]] = {
     "countdown": [-1, "5", None, True, float("nan"), timedelta(1), FARTHEST_ETA + 1, 10**400],
     "eta": [5, "2026-01-01", None, datetime(2026, 1, 1), AWARE + timedelta(days=400)],
     "expires": [-1, None, "soon", datetime(2026, 1, 1), timedelta(seconds=-1)],
+    "time_limit": [0, -1, "5", True],
+    "soft_time_limit": [0, -1, "5", True],
     "task_id": ["", 5, None, "x" * 256, "a\0", "a\nb", "\ud800"],
     "queue": ["", "mail ", 5],
     "priority": [10],

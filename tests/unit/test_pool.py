@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from flask_taskworker.worker.delivery import Delivery, Outcome, Settlement
-from flask_taskworker.worker.pool import SoloPool, ThreadPool
+from flask_taskworker.worker.pools.solo import SoloPool
+from flask_taskworker.worker.pools.threads import ThreadPool
 from support import deliver, wait_until
 
 DONE = Outcome(Settlement.ACKNOWLEDGE)
