@@ -312,3 +312,16 @@ def test_children_can_be_new_interpreters(lab: Lab, monkeypatch: pytest.MonkeyPa
         handle = lab.work.apply_async(["slow", 600], time_limit=0.5)
         with pytest.raises(TimeLimitExceeded):
             handle.get(timeout=PATIENCE)
+
+
+def test_what_comes_after_a_run_comes_after_one_that_was_ended_too(lab: Lab) -> None:
+    """The body of its message, which names what comes next, was read by the child alone."""
+    with lab.in_worker():
+        chained = lab.work.s("slow", 600).set(time_limit=0.5) | lab.work.si("next")
+        handle = chained.delay()
+        with pytest.raises(TimeLimitExceeded):
+            handle.parent.get(timeout=PATIENCE)
+        with pytest.raises(Exception):  # noqa: B017, PT011 - the rest of the chain fails with it
+            handle.get(timeout=PATIENCE)
+        good = lab.work.si("one") | lab.work.si("two")
+        assert good.delay().get(timeout=PATIENCE)[1] == lab.worker.hostname
