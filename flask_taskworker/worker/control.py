@@ -76,13 +76,16 @@ class RemoteControl:
         self._stopping = True
         self._waker.wake()
         thread.join(_LAST_WORDS)
-        if not thread.is_alive():
-            self._thread = None
-            self._waker.close()
 
     # -- the thread -----------------------------------------------------------------------
 
     def _run(self) -> None:
+        try:
+            self._serve_until_stopped()
+        finally:
+            self._waker.close()
+
+    def _serve_until_stopped(self) -> None:
         failures = 0
         while not self._stopping:
             began = clock.monotonic()
