@@ -131,6 +131,18 @@ class Publisher:
         for planned, wire in zip(messages, wires, strict=True):
             self._tell_after(planned.message, wire, planned.queue)
 
+    def pack(self, messages: Sequence[Planned]) -> list[tuple[str, WireMessage]] | None:
+        """Messages to be published by somebody else, each with its queue.
+
+        :return: None if each publish is to be told of, which only this object does.
+        :raises EncodeError: if one cannot be serialized.
+        :raises MessageTooLargeError: if one is larger than ``TASKER_MAX_MESSAGE_BYTES``.
+        """
+        watched = signals.before_task_publish.receivers or signals.after_task_publish.receivers
+        if watched or self.config.send_sent_event:
+            return None
+        return [(m.queue, self._encode(m.message, m.serializer, m.compression)) for m in messages]
+
     def _encode(
         self, message: TaskMessage, serializer: str | None, compression: str | None
     ) -> WireMessage:
@@ -391,23 +403,7 @@ class _Sender:
     def _prepare(self, wire: WireMessage) -> Any:
         channel = self.channel()
         assert self._capabilities is not None
-        properties = dict(wire.properties)  # kombu writes into it; a retry needs it as it was
-        priority = properties.pop("priority", 0)
-        eta_at = properties.pop("eta_at", None)
-        # A broker drops what has expired without a word. A worker reads the header, and tells
-        # the sender that the task is revoked.
-        properties.pop("expiration", None)
-        if eta_at is not None and self._capabilities.delayed:
-            properties["eta_at"] = eta_at
-        body = wire.body
-        return channel.prepare_message(
-            body.encode("utf-8") if isinstance(body, str) else body,
-            priority=priority,
-            content_type=wire.content_type,
-            content_encoding=wire.content_encoding,
-            headers=wire.headers,
-            properties=properties,
-        )
+        return prepared(channel, wire, delayed=self._capabilities.delayed)
 
     def queue_size(self, queue: str) -> int:
         task_queue(queue)(self.channel()).declare()
@@ -423,6 +419,30 @@ class _Sender:
 
     def cut(self) -> None:
         interrupt(self.connection)
+
+
+def prepared(channel: Any, wire: WireMessage, *, delayed: bool) -> Any:
+    """A message as a channel publishes it.
+
+    :param delayed: whether the broker keeps messages until they are due.
+    """
+    properties = dict(wire.properties)  # kombu writes into it; a retry needs it as it was
+    priority = properties.pop("priority", 0)
+    eta_at = properties.pop("eta_at", None)
+    # A broker drops what has expired without a word. A worker reads the header, and tells
+    # the sender that the task is revoked.
+    properties.pop("expiration", None)
+    if eta_at is not None and delayed:
+        properties["eta_at"] = eta_at
+    body = wire.body
+    return channel.prepare_message(
+        body.encode("utf-8") if isinstance(body, str) else body,
+        priority=priority,
+        content_type=wire.content_type,
+        content_encoding=wire.content_encoding,
+        headers=wire.headers,
+        properties=properties,
+    )
 
 
 def task_queue(name: str) -> kombu.Queue:

@@ -85,23 +85,26 @@ class AsyncResult(Generic[R]):
     def _wait_with_parents(self, timeout: float | None) -> TaskRecord:
         """Wait, and raise the error of a parent that failed."""
         deadline = None if timeout is None else clock.monotonic() + timeout
-        record = self._final
+        pause = PARENTS_INTERVAL
         while True:
+            left = None if deadline is None else max(0.0, deadline - clock.monotonic())
+            try:
+                wait = pause if left is None else min(left, pause)
+                record = self._final or self._backend.wait(self.id, wait)
+                if record.status not in states.PROPAGATE_STATES:
+                    return record
+            except ResultTimeoutError:
+                record = None
+            # What has failed before it tells more than its own failure does.
             for parent in reversed(list(_parents(self))):
                 parent.maybe_throw()
             if record is not None:
                 return record
-            left = None if deadline is None else max(0.0, deadline - clock.monotonic())
-            pause = PARENTS_INTERVAL if left is None else min(left, PARENTS_INTERVAL)
-            try:
-                record = self._backend.wait(self.id, pause)
-                if record.status not in states.PROPAGATE_STATES:
-                    return record  # else it has failed with a parent, whose error tells more
-            except ResultTimeoutError:
-                if left is not None and left <= PARENTS_INTERVAL:
-                    raise ResultTimeoutError(
-                        f"task {self.id} was not done within {timeout} s; it goes on"
-                    ) from None
+            if left is not None and left <= pause:
+                raise ResultTimeoutError(
+                    f"task {self.id} was not done within {timeout} s; it goes on"
+                )
+            pause *= 2  # a long chain has many parents to look at
 
     def maybe_throw(self, propagate: bool = True) -> Any:
         """Raise the exception if it is known that the task failed; else its result so far."""

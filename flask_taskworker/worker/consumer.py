@@ -381,6 +381,7 @@ class Consumer:
         while self._ended_before:
             self._settle_one(*self._ended_before[0])
             self._ended_before.popleft()
+        self._settler.flush_messages()
 
     def _tell(self, what: Callable[..., None], *about: object) -> None:
         try:

@@ -5,7 +5,9 @@ Failure: store it, count it, fail the rest of the chain, call the errbacks.
 
 The message is settled after the last step, so a process that dies between two of them has the
 task run again, and all steps are taken again: nothing is lost. What was sent already is sent once
-more with the same id. In a chord the task is counted once, whatever happens.
+more with the same id. In a chord the task is counted once, whatever happens. Where messages and
+results are in one database, what comes next is sent in the transaction that stores the result and
+settles the message: all of it has happened, or nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from .. import failpoints, states
 from ..backends.base import ChordPart
 from ..backends.encoding import dumps, encode_exception
 from ..canvas.aftermath import Aftermath, Failure, continues
-from ..canvas.plan import Planner
+from ..canvas.plan import Plan, Planner
 from ..exceptions import (
     ChordNotSupportedError,
     EncodeError,
@@ -86,7 +88,7 @@ class Continuation:
                 if end.outcome.record is not None or delivery.message.payload.chord:
                     # Else what comes next would go out after a result that cannot be kept.
                     dumps(end.value, self._executor.app.config.result_serializer)
-                children = self._send_next(delivery, end, take)
+                end, children = self._send_next(delivery, end, take, at_once)
             except UNSENDABLE as exc:
                 end = self._executor.failed(delivery, exc)
             else:
@@ -111,15 +113,32 @@ class Continuation:
         log.info("task %s[%s] is replaced by %s", message.task, message.id, signature.task)
         return self._executor.end(Outcome(Settlement.ACKNOWLEDGE, state=states.IGNORED), replacing)
 
-    def _send_next(self, delivery: Delivery, end: _End, take: Take) -> list[Any]:
+    def _send_next(
+        self, delivery: Delivery, end: _End, take: Take, at_once: bool
+    ) -> tuple[_End, list[Any]]:
         message, app = delivery.message, self._executor.app
         if not message.payload.callbacks and not message.payload.chain:
-            return []
+            return end, []
         failpoints.hit("before_continuation")
         plan, children = self._aftermath.next_of(message, end.value)
-        take(lambda: app.carry_out(plan))
+        packed = None
+        if self._settles_with_messages(delivery) and not at_once:
+            packed = app.publisher.pack(plan.messages)
+        if packed is None:
+            take(lambda: app.carry_out(plan))
+        else:
+            take(lambda: app.carry_out(Plan(chords=plan.chords)))
+            end = end._replace(outcome=end.outcome._replace(messages=packed))
         failpoints.hit("after_continuation")
-        return children
+        return end, children
+
+    def _settles_with_messages(self, delivery: Delivery) -> bool:
+        """Whether messages can go out in the transaction that acknowledges this one."""
+        return (
+            self._executor.stores_with_settlement
+            and not delivery.acknowledged
+            and not delivery.message.payload.chord
+        )
 
     def _store(self, delivery: Delivery, end: _End, take: Take, at_once: bool) -> Outcome:
         """Store the record, and count the task in the same step if it is part of a chord."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from ..backends.base import TaskRecord
-    from ..message import TaskMessage
+    from ..message import TaskMessage, WireMessage
 
 
 #: How often a message was delivered before this copy of it was sent. Where a broker only says
@@ -34,7 +34,8 @@ class Outcome(NamedTuple):
     ``record`` is the state that has to be stored; None once it is. ``statement`` is the
     same as SQL, to be run in the transaction that acknowledges the message. ``runtime`` is
     in seconds. ``state`` is what became of the task, where anything did. ``shown`` and
-    ``traceback`` say it in words, if the delivery is watched.
+    ``traceback`` say it in words, if the delivery is watched. ``messages`` are to be published in
+    the transaction that acknowledges, each with its queue.
     """
 
     settlement: Settlement
@@ -45,6 +46,7 @@ class Outcome(NamedTuple):
     state: str = ""
     shown: str = ""
     traceback: str = ""
+    messages: Sequence[tuple[str, WireMessage]] = ()
 
 
 @dataclass

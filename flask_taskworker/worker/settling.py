@@ -12,6 +12,7 @@ from ..backends.base import TaskRecord
 from ..backends.encoding import encode_exception
 from ..exceptions import BrokerUnavailableError, InvalidMessageError
 from ..message import Unreadable, copy_of
+from ..publisher import prepared
 from ..queues import DEAD_SUFFIX
 from .delivery import DELIVERIES_HEADER, Delivery, Outcome, Settlement
 
@@ -37,6 +38,7 @@ class Settler:
         self._app = app
         self._channel = channel
         self._capabilities = capabilities
+        self._has_messages = False
 
     def keeps(self, delivery: Delivery) -> bool:
         """Whether a message that was received is to be run by this worker.
@@ -153,11 +155,26 @@ class Settler:
         if self._capabilities.buffers:
             self._channel.flush()
 
+    def flush_messages(self) -> None:
+        """Send what is buffered if there are messages in it: somebody may wait for them."""
+        if self._has_messages:
+            self.flush()
+            self._has_messages = False
+
     def _acknowledge(self, delivery: Delivery, outcome: Outcome) -> None:
-        if outcome.statement is not None:
+        if outcome.statement is not None or outcome.messages:
             from ..transports.sql.doorbell import RESULTS
 
-            self._channel.settle_with(delivery.raw.delivery_tag, [outcome.statement], ring=RESULTS)
+            statements = [] if outcome.statement is None else [outcome.statement]
+            messages = [
+                (queue, prepared(self._channel, wire, delayed=self._capabilities.delayed))
+                for queue, wire in outcome.messages
+            ]
+            tag = delivery.raw.delivery_tag
+            self._channel.settle_with(
+                tag, statements, ring=RESULTS if statements else None, messages=messages
+            )
+            self._has_messages = bool(messages) or self._has_messages
         else:
             failpoints.hit("before_ack")
             delivery.raw.ack()

@@ -32,7 +32,8 @@ class Channel:
     def dead_letter(self, tag: str, reason: str) -> None:
         self.log.append(("dead_letter", tag, reason))
 
-    def settle_with(self, tag: str, statements: Any, ring: str) -> None:
+    def settle_with(self, tag: str, statements: Any, ring: Any, messages: Any = ()) -> None:
+        assert not messages
         self.log.append(("settle_with", tag, statements, ring))
 
     def requeue(self, tag: str, count_delivery: bool = True) -> None:

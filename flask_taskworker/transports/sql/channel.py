@@ -88,10 +88,7 @@ class Channel(Entities, Settling):
         self, held: HeldConnection, message: dict[str, Any], routing_key: str
     ) -> None:
         """As :meth:`publish_in`, through a connection of :mod:`.connection` to this database."""
-        database = held.database
-        row = encode(message, "", routing_key, database.now(), self.options.max_message_bytes)
-        database.dialect.check_size(row)
-        routing.put(held, routing_key, row)
+        routing.put(held, routing_key, self.encoded(message, routing_key))
 
     def _id_within(self, connection: sqlalchemy.Connection, queue: str) -> int:
         """The id of a queue, which the caller's transaction has to create if need be.

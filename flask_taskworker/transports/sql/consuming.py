@@ -366,7 +366,7 @@ def _claim_with_acks(
     if len(queues) > 1 or queues[0][1]:
         return None
     acked_owner = batch[0].owner if batch else owner
-    if any(item.kind != "ack" or item.statements or item.owner != acked_owner for item in batch):
+    if any(item.kind != "ack" or not item.is_plain or item.owner != acked_owner for item in batch):
         return None
     outcome = held.database.dialect.claim_with_acks(
         held, owner, queues[0][0], limit, acked_owner, [item.id for item in batch]

@@ -11,11 +11,13 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ... import clock, failpoints
+from . import routing
 from .errors import DatabaseUnusableError
 
 if TYPE_CHECKING:
     from .connection import HeldConnection
     from .dialects import Dialect
+    from .dialects.base import Encoded
 
 Statement = tuple[str, Sequence[Any]]
 
@@ -32,6 +34,8 @@ class Settlement(NamedTuple):
     owner: int
     #: Run in the same transaction, and only if the message was still ours.
     statements: Sequence[Statement] = ()
+    #: Stored in the same transaction, and only then: (queue, message).
+    messages: Sequence[tuple[str, Encoded]] = ()
     #: The kind of sleeper to wake after the commit.
     ring: int | None = None
     #: Requeue: not before this time, in epoch seconds.
@@ -39,6 +43,11 @@ class Settlement(NamedTuple):
     #: Requeue: whether this delivery counts.
     counted: bool = True
     reason: str = ""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing else is to be written with it."""
+        return not self.statements and not self.messages
 
 
 class SettlementBuffer:
@@ -93,6 +102,9 @@ def apply(connection: HeldConnection, dialect: Dialect, batch: Sequence[Settleme
         if changed != len({item.id for item in items}):
             raise NoLongerOwnedError
     _run_statements(connection, batch)
+    for item in batch:
+        for queue, message in item.messages:
+            routing.put(connection, queue, message)
 
 
 def settle(
@@ -105,7 +117,7 @@ def settle(
     with_points(batch, "before")
     lost: list[Settlement] = []
     first = batch[0]
-    if len(batch) == 1 and first.kind == "ack" and not first.statements:
+    if len(batch) == 1 and first.kind == "ack" and first.is_plain:
         if dialect.delete_owned(connection, first.owner, [first.id]) == 0:
             lost = [first]
     else:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from .channel_base import ChannelBase
+from .codec import encode
+from .dialects.base import Encoded
 from .doorbell import MESSAGES
 from .errors import DatabaseUnusableError
 from .settlements import Settlement, Statement, settle, settle_one_by_one
@@ -52,7 +54,11 @@ class Settling(ChannelBase):
         self._settle(delivery_tag, "dead_letter", reason=reason)
 
     def settle_with(
-        self, delivery_tag: int, statements: Sequence[Statement], ring: int | None = None
+        self,
+        delivery_tag: int,
+        statements: Sequence[Statement] = (),
+        ring: int | None = None,
+        messages: Sequence[tuple[str, dict[str, Any]]] = (),
     ) -> None:
         """Acknowledge a message and run statements in the same transaction. Any thread.
 
@@ -61,8 +67,20 @@ class Settling(ChannelBase):
         :param statements: (sql, parameters) in the driver's style (``database.dialect.sql``
             turns ``?`` into it), for tables of :attr:`database`.
         :param ring: the kind of sleepers to wake after the commit.
+        :param messages: to be published with it: (queue, message), made by ``prepare_message``.
         """
-        self._settle(delivery_tag, "ack", statements=tuple(statements), ring=ring)
+        encoded = tuple((queue, self.encoded(message, queue)) for queue, message in messages)
+        self._settle(delivery_tag, "ack", statements=tuple(statements), ring=ring, messages=encoded)
+
+    def encoded(self, message: dict[str, Any], queue: str) -> Encoded:
+        """A message for a queue as it is stored.
+
+        :raises MessageTooLargeError: above ``max_message_bytes``.
+        """
+        database = self.database
+        row = encode(message, "", queue, database.now(), self.options.max_message_bytes)
+        database.dialect.check_size(row)
+        return row
 
     def _tags(self, tag: int, multiple: bool) -> list[int]:
         if not multiple:
@@ -120,7 +138,7 @@ class Settling(ChannelBase):
         bell = self.database.doorbell
         refused = {id(item) for item in lost}
         kinds = {item.ring for item in batch if item.ring is not None and id(item) not in refused}
-        if MESSAGES in kinds or any(item.kind == "requeue" for item in batch):
+        if MESSAGES in kinds or any(item.kind == "requeue" or item.messages for item in batch):
             self.database.wake(self.held())
         for kind in kinds - {MESSAGES}:
             bell.ring(kind)
