@@ -137,9 +137,9 @@ def test_a_schema_with_a_hostile_name_is_quoted(broker, unique):
         assert one.drain() == [1]
         one.ack()
         found = broker.execute(
-            "SELECT count(*) FROM information_schema.tables WHERE table_schema = ?", schema
+            "SELECT table_name FROM information_schema.tables WHERE table_schema = ?", schema
         )
-        assert found[0][0] == 5
+        assert {name.rsplit("_", 1)[1] for (name,) in found} >= {"message", "queue"}
         one.connection.release()
         producer.connection.release()
         database_for(broker.url, {**broker.options, **options}).dispose()

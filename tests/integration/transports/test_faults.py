@@ -200,7 +200,7 @@ def test_a_claim_costs_the_same_however_long_the_queue_is(broker):
             for message in one.messages:
                 message.ack()
             one.messages.clear()
-        return sorted(costs)[len(costs) // 2]
+        return min(costs)  # what others do on this machine is no cost of ours
 
     fill(1000)
     few = cost()

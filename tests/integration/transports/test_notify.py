@@ -221,7 +221,7 @@ def test_no_wake_up_is_lost_however_close_publishing_and_arming_come(database: D
         "", "q", 0.0, 1000,
     )  # fmt: skip
     put(publisher, "q", row)
-    dialect.listen(sleeper, witness, "token")
+    dialect.listen(sleeper, witness, "token", broadcasts=False)
     turn = threading.Semaphore(0)
     rng = random.Random(5)
     asked = 0  # how often the sleeper had to be woken: else nothing was tried
@@ -263,7 +263,7 @@ def test_no_wake_up_is_lost_however_close_publishing_and_arming_come(database: D
 
 def test_nobody_notifies_while_nobody_sleeps(database: Database, connect: Any) -> None:
     ears, witness = database.connect(), database.connect()
-    database.dialect.listen(ears, witness, "token")
+    database.dialect.listen(ears, witness, "token", broadcasts=False)
     until(lambda: "token" in ears.heard())
     publish(connect(), 1, 2, 3)
     witness.execute("SELECT 1")
@@ -291,7 +291,7 @@ def test_all_sleepers_are_woken_and_one_gets_the_message(connect: Any, armed: An
 
 def test_a_batch_wakes_once(database: Database, connect: Any, armed: Any) -> None:
     ears, witness = database.connect(), database.connect()
-    database.dialect.listen(ears, witness, "token")
+    database.dialect.listen(ears, witness, "token", broadcasts=False)
     until(lambda: "token" in ears.heard())
     database.dialect.arm(ears)
     producer = kombu.Producer(connect().default_channel)
