@@ -21,6 +21,7 @@ from flask_taskworker.backends.encoding import encode_exception, format_tracebac
 from flask_taskworker.config import Config
 from flask_taskworker.exceptions import EncodeError, ResultTimeoutError
 from flask_taskworker.publisher import Publisher
+from support.celery_client import celery_client
 from support.waiting import wait_until
 
 PATIENCE = 20.0
@@ -435,11 +436,9 @@ def redis_and_celery(test: Any) -> Any:
 
 @pytest.fixture
 def celery_app(redis_url: str) -> Iterator[Any]:
-    celery = pytest.importorskip("celery")
-    app = celery.Celery("reader", broker="memory://", backend=redis_url, set_as_current=False)
-    yield app
-    app.backend.result_consumer.stop()
-    app.close()
+    pytest.importorskip("celery")
+    with celery_client("memory://", redis_url, "celery") as app:
+        yield app
 
 
 @redis_and_celery

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import kombu.pools
 import pytest
 from flask import Flask
 
 from flask_taskworker import BaseTaskWorker, states
 from support.app_folder import AppFolder
+from support.celery_client import celery_client
 from support.processes import PATIENCE, eventually
 
 celery = pytest.importorskip("celery", reason="Celery is not installed")
@@ -180,17 +180,11 @@ def broker(
         broker.close()
 
 
-@pytest.fixture(scope="module")
-def celery_client(broker: Broker) -> Iterator[Any]:
+@pytest.fixture(scope="module", name="celery_client")
+def _celery_client(broker: Broker) -> Iterator[Any]:
     """A Celery app that sends to our worker."""
-    app = celery.Celery("client", broker=broker.url, backend=broker.backend, set_as_current=False)
-    app.conf.task_default_queue = broker.ours
-    yield app
-    app.backend.result_consumer.stop()
-    if broker.backend.startswith("redis"):
-        app.backend.client.connection_pool.disconnect()
-    app.close()
-    kombu.pools.reset()
+    with celery_client(broker.url, broker.backend, broker.ours) as app:
+        yield app
 
 
 @pytest.fixture

@@ -12,12 +12,14 @@ import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from support.app_folder import AppFolder
+from support.celery_client import celery_client
 from support.processes import PATIENCE, Program, eventually
 from support.servers import free_port
 from support.shapes import answer_of, captured, shape
@@ -75,8 +77,8 @@ class Site:
             "FLASK_TASKER_DEFAULT_QUEUE": self.queue,
         }
         self.worker = self.start()
-        self.client = celery.Celery("proj", broker=url, backend=backend, set_as_current=False)
-        self.client.conf.task_default_queue = self.queue
+        self._stack = ExitStack()
+        self.client = self._stack.enter_context(celery_client(url, backend, self.queue))
 
     def start(self, *options: str) -> Program:
         worker = self.folder.ready_worker("-n", self.node, "-c", "2", *options, **self.settings)
@@ -105,7 +107,7 @@ class Site:
         return (replies[0] if isinstance(replies, list) else replies)[self.node]
 
     def close(self) -> None:
-        self.client.close()
+        self._stack.close()
         self.folder.close()
 
 
