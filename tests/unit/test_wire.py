@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from flask_taskworker.message import WireMessage
 from flask_taskworker.worker.delivery import Outcome, Settlement
 from flask_taskworker.worker.pools import wire
 from support import deliver
@@ -59,7 +60,9 @@ def test_a_report_is_the_outcome() -> None:
         state="FAILURE",
         shown="'x'",
         traceback="Traceback",
+        messages=(("q", WireMessage(b"\xff", "application/x", "binary", {"a": 1}, {"b": [2]})),),
     )
+    assert all(outcome[:1] + outcome[2:]), "each field but the record says something here"
     (content,) = through(wire.end_frame(3, 100.5, outcome, 9000))
     number, started, read, memory = wire.read_end(content)
     assert (number, started, memory) == (3, 100.5, 9000)
@@ -85,7 +88,7 @@ def test_nonsense_is_refused(data: bytes) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [["end"], ["end", 1, 2, "nothing", None, "", 0, "", "", "", 0], ["end", *[None] * 10]],
+    [["end"], ["end", 1, 2, "nothing", *[""] * 8], ["end", *[None] * 11]],
 )
 def test_a_report_that_is_none_is_refused(content: list[Any]) -> None:
     with pytest.raises(wire.BrokenFrame):

@@ -14,6 +14,7 @@ from typing import Any
 from kombu.utils import json as kombu_json
 
 from ...exceptions import WorkerError
+from ...message import WireMessage
 from ...texts import safe_repr
 from ..delivery import Delivery, Outcome, Settlement
 
@@ -175,9 +176,10 @@ def end_frame(number: int, started: float, outcome: Outcome, memory: int) -> byt
     if outcome.statement is not None:
         sql, values = outcome.statement
         statement = [sql, [_value(value) for value in values]]
+    messages = [[queue, _value(wire.body), *wire[1:]] for queue, wire in outcome.messages]
     return frame(
         ["end", number, started, outcome.settlement.value, statement, outcome.reason,
-         outcome.runtime, outcome.state, outcome.shown, outcome.traceback, memory]
+         outcome.runtime, outcome.state, outcome.shown, outcome.traceback, messages, memory]
     )  # fmt: skip
 
 
@@ -187,6 +189,11 @@ def _value(value: Any) -> list[Any]:
     return ["v", value]
 
 
+def _read_value(kind_and_value: list[Any]) -> Any:
+    kind, value = kind_and_value
+    return value.encode("latin-1") if kind == "b" else value
+
+
 def read_end(content: list[Any]) -> tuple[int, float, Outcome, int]:
     """The number of the job, when it started, its outcome, and the memory that was used.
 
@@ -194,10 +201,10 @@ def read_end(content: list[Any]) -> tuple[int, float, Outcome, int]:
     """
     try:
         (_, number, started, settlement, statement, reason, runtime, state, shown, traceback,
-         memory) = content  # fmt: skip
+         messages, memory) = content  # fmt: skip
         if statement is not None:
             sql, values = statement
-            statement = sql, [v.encode("latin-1") if kind == "b" else v for kind, v in values]
+            statement = sql, [_read_value(value) for value in values]
         outcome = Outcome(
             Settlement(settlement),
             None,
@@ -207,6 +214,9 @@ def read_end(content: list[Any]) -> tuple[int, float, Outcome, int]:
             str(state),
             str(shown),
             str(traceback),
+            tuple(
+                (queue, WireMessage(_read_value(body), *rest)) for queue, body, *rest in messages
+            ),
         )
         return int(number), float(started), outcome, int(memory)
     except (TypeError, ValueError, AttributeError) as exc:
