@@ -162,14 +162,22 @@ TASK_OF = {
     "after_dead_letter": "refused",
 }
 POINTS = (
-    "before_claim", "after_claim", "before_run", "after_run", "before_ack", "after_ack", *TASK_OF
+    "before_run", "after_run", "before_ack", "after_ack", *TASK_OF
 )  # fmt: skip
+
+
+@pytest.mark.only_on("redis")  # RabbitMQ sends by itself
+@pytest.mark.parametrize("point", ["before_claim", "after_claim"])
+def test_a_worker_killed_around_its_claim_loses_nothing(lab: Lab, point: str) -> None:
+    _killed_at(lab, point)
 
 
 @pytest.mark.parametrize("point", POINTS)
 def test_a_worker_killed_at_any_step_loses_nothing(lab: Lab, point: str) -> None:
-    if point.endswith("_claim") and lab.broker.startswith("amqp"):
-        pytest.skip("RabbitMQ sends by itself")
+    _killed_at(lab, point)
+
+
+def _killed_at(lab: Lab, point: str) -> None:
     lab.send(TASK_OF.get(point, "work"), 6)
     worker = lab.worker("-q", **lab.settings(), TASKWORKER_FAILPOINTS=f"{point}=kill:2")
     assert worker.wait() == -signal.SIGKILL, f"never came to {point}:\n{worker.output}"
@@ -276,9 +284,8 @@ def test_a_mute_broker_hangs_nobody(lab: Lab, proxy: Proxy) -> None:
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.only_on("redis")  # RabbitMQ hands out at once what a cut connection held
 def test_a_task_survives_the_cut_of_its_connection(lab: Lab, proxy: Proxy) -> None:
-    if lab.broker.startswith("amqp"):
-        pytest.skip("RabbitMQ hands out at once what a cut connection held")
     worker = lab.work_on(url=through(proxy, lab.broker))
     lab.send("work", 1, 3.0)
     eventually(lambda: lab.ledger.count("start"), "it runs")

@@ -431,22 +431,18 @@ def test_a_failed_step_fails_the_last_one(side: Side, at: str) -> None:
         steps.apply_async().get(timeout=PATIENCE)
 
 
+@pytest.mark.not_on("amqp")  # where results are messages, there is no store for a chord
 @pytest.mark.parametrize("last", ["ours", "theirs"])
-def test_a_chord_spans_both_workers(side: Side, last: str, broker: Broker) -> None:
-    if broker.backend == "rpc://":
-        pytest.skip("a chord needs a store")
+def test_a_chord_spans_both_workers(side: Side, last: str) -> None:
     header = [side("add", i, i, at=("ours", "theirs")[i % 2]) for i in range(10)]
     header.append(side("again", 2, at=last))  # the last to end
     handle = side.chord(header, side("xsum", at="theirs" if last == "ours" else "ours"))()
     assert handle.get(timeout=PATIENCE) == 92
 
 
+@pytest.mark.not_on("amqp")  # where results are messages, there is no store for a chord
 @pytest.mark.parametrize("failing", ["ours", "theirs"])
-def test_a_failed_header_fails_the_body_on_both_workers(
-    side: Side, failing: str, broker: Broker
-) -> None:
-    if broker.backend == "rpc://":
-        pytest.skip("a chord needs a store")
+def test_a_failed_header_fails_the_body_on_both_workers(side: Side, failing: str) -> None:
     other = "theirs" if failing == "ours" else "ours"
     body = side("xsum", at=other)
     body.link_error(side("told", at=other))
@@ -459,9 +455,8 @@ def test_a_failed_header_fails_the_body_on_both_workers(
     eventually(lambda: f"({handle.id!r},)" in side.noted(other), "the errback")
 
 
-def test_nested_parts_span_both_workers(side: Side, at: str, broker: Broker) -> None:
-    if broker.backend == "rpc://":
-        pytest.skip("a chord needs a store")
+@pytest.mark.not_on("amqp")  # where results are messages, there is no store for a chord
+def test_nested_parts_span_both_workers(side: Side, at: str) -> None:
     other = "theirs" if at == "ours" else "ours"
     inner = side("add", 1, 1, at=at) | side.group(side("add", 1, at=other), side("add", 2, at=at))
     steps = inner | side("xsum", at=other) | side("add", 5, at=at)
