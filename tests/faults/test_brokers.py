@@ -145,6 +145,7 @@ def test_workers_killed_again_and_again_lose_no_empty_task(lab: Lab) -> None:
         worker.wait()
     worker = lab.work_on()
     lab.wait_for_all(120)
+    eventually(lambda: lab.left() == 0, "what runs twice has run as well")
     assert worker.stop() == 0
     ends = lab.ledger.count("end")
     assert len(ends) == count

@@ -185,7 +185,7 @@ def test_celerys_control_commands_are_answered_as_by_its_own_workers(site: Site)
 
 
 def test_celery_revokes_our_tasks(site: Site) -> None:
-    later = site.client.send_task("proj.add", (1, 2), countdown=3)
+    later = site.client.send_task("proj.add", (1, 2), countdown=20)
     told = site.ask("control", "revoke", later.id)
     assert told == {"ok": f"tasks {{{later.id!r}}} flagged as revoked"}
     assert later.id in site.ask("inspect", "revoked")
