@@ -6,10 +6,7 @@ in the pool, which wakes this thread when one has ended.
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import logging
-import math
 import select
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -26,21 +23,23 @@ from ..broker import (
     recoverable_errors,
     wait_for_messages,
 )
-from ..exceptions import InvalidMessageError
+from ..exceptions import BrokerUnavailableError, InvalidMessageError
 from ..message import TaskMessage, Unreadable, parse
 from ..publisher import task_queue
-from .delivery import Delivery, Outcome
+from .delivery import Delivery, Outcome, Unsettled
 from .limits import TimeLimits
 from .observer import Nobody, Observer
+from .pool import Pool, withdraw
 from .prefetch import Prefetch
-from .rates import AHEAD, RateLimits
-from .settling import Settler, store_alone
+from .rates import RateLimits
+from .scheduled import Scheduled
+from .settling import Settler
+from .stopping import StopRequest, keep_result, log_running, log_unstarted
 from .strays import Strays
 from .waker import Waker
 
 if TYPE_CHECKING:
     from ..app import TaskApp
-    from .pool import Pool
 
 log = logging.getLogger("flask_taskworker.worker")
 
@@ -51,13 +50,6 @@ STALLED_AFTER = 0.25
 #: How long a queue gives nothing before a burst takes it for empty, where asking for
 #: messages does not say at once that there are none. Seconds.
 BURST_PATIENCE = 0.5
-
-
-#: A message that may not start for longer than this goes back to the store, if that can
-#: delay it. Seconds.
-HELD_HERE = 2.0
-#: Where no store can, so many messages wait here at most; then no more are taken.
-MOST_HELD = 10_000
 
 
 class Consumer:
@@ -102,46 +94,39 @@ class Consumer:
         self.queues = list(queues)
         self.burst = burst
         self.limits = limits or TimeLimits(app)
-        self._waker = waker
-        self._on_connected = on_connected
-        self._on_ready = on_ready
-        self._on_stopping = on_stopping
-        self._told_of_stop = False
-        self._maintain = maintain
-        self._scale = scale
-        self._observer: Observer = observer or Nobody()
         self.rates = rates or RateLimits(app)
-        self._refuse = refuse
-        self._prefetch = Prefetch(pool.size)
-        # Plain values, no locks: stop() is called in signal handlers.
         self.connection: kombu.Connection | None = None
-        self._stopping = False
-        self._stop_at: float | None = None
-        self._epoch = 0
-        self._proven = False  # whether this connection has carried a whole turn
-        # What waits for its time: an ETA, or a token of its rate limit.
-        self._held: list[tuple[float, int, Delivery]] = []
-        self._order = itertools.count()
-        self._rates_version = self.rates.version
-        self._strays = Strays(pool)
-        self._ended: deque[tuple[Delivery, Outcome]] = deque()
-        self._ended_before: deque[tuple[Delivery, Outcome]] = deque()  # on an earlier connection
-        # Received on this connection, and not settled yet; by identity.
-        self._unsettled: dict[int, Delivery] = {}
-        self._requests: deque[Callable[[], object]] = deque()
         #: What is read from, by the queue's name, where it is not what the name says.
         self._entities: dict[str, kombu.Queue] = {}
         #: Queues that rest, because the broker itself would hand out their messages.
         self.resting: set[str] = set()
-        self._next_maintenance = clock.monotonic() + 1.0
-        self._next_complaint = clock.monotonic()
-        self._last_move = self._last_work = clock.monotonic()
-        self._finished_burst = False
-        self._came_full = False  # whether the last request brought all that it asked for
         #: When the loop turned last, on the monotonic clock: whether it stands still.
         self.turned_at = clock.monotonic()
         #: Whether it stands still because a task runs in its own thread.
         self.in_task = False
+        self._waker = waker
+        self._on_connected = on_connected
+        self._on_ready = on_ready
+        self._maintain = maintain
+        self._scale = scale
+        self._refuse = refuse
+        self._observer: Observer = observer or Nobody()
+        self._stop = StopRequest(on_stopping)
+        self._requests: deque[Callable[[], object]] = deque()
+        self._prefetch = Prefetch(pool.size)
+        self._scheduled = Scheduled(self.rates, self._submit, burst=burst)
+        self._strays = Strays(pool)
+        self._unsettled = Unsettled()
+        self._ended: deque[tuple[Delivery, Outcome]] = deque()
+        self._ended_before: deque[tuple[Delivery, Outcome]] = deque()  # on an earlier connection
+        self._errors: tuple[type[BaseException], ...] = ()
+        self._epoch = 0
+        self._proven = False  # whether this connection has carried a whole turn
+        self._came_full = False  # whether the last request brought all that it asked for
+        self._burst_is_over = False
+        now = clock.monotonic()
+        self._last_move = self._last_work = self._next_complaint = now
+        self._next_maintenance = now + 1.0
 
     def stop(self, drain_timeout: float) -> None:
         """Reserve no more, let running tasks end within ``drain_timeout`` seconds, return.
@@ -149,9 +134,7 @@ class Consumer:
         Safe to call from any thread and from a signal handler. Another call with a
         shorter time shortens the wait.
         """
-        deadline = clock.monotonic() + drain_timeout
-        self._stop_at = deadline if self._stop_at is None else min(self._stop_at, deadline)
-        self._stopping = True
+        self._stop.make(drain_timeout)
         self._waker.wake()
 
     # -- for other threads ----------------------------------------------------------------
@@ -163,19 +146,11 @@ class Consumer:
 
     def unsettled(self) -> list[Delivery]:
         """The deliveries in this worker's hands: held for later, waiting, running."""
-        while True:
-            try:
-                return list(self._unsettled.values())
-            except RuntimeError:  # it changed meanwhile
-                continue
+        return self._unsettled.snapshot()
 
     def held(self) -> list[Delivery]:
         """Those of them that wait here for their time."""
-        while True:
-            try:
-                return [delivery for _, _, delivery in sorted(self._held)]
-            except RuntimeError:
-                continue
+        return self._scheduled.snapshot()
 
     @property
     def prefetch_limit(self) -> int:
@@ -224,12 +199,7 @@ class Consumer:
 
     def refuse_again(self) -> None:
         """Ask of everything that has not started whether it may still run."""
-        kept = []
-        for entry in self._held:
-            if not self._refused(entry[2]):
-                kept.append(entry)
-        self._held = kept
-        heapq.heapify(self._held)
+        self._scheduled.keep_if(lambda delivery: not self._refused(delivery))
         for delivery in self.pool.withdraw():
             if not self._refused(delivery):
                 self.pool.submit(delivery)
@@ -244,7 +214,7 @@ class Consumer:
             action = self._requests.popleft()
             try:
                 action()
-            except recoverable_errors(self._connection):
+            except self._errors:
                 raise
             except Exception:
                 log.exception("a command to this worker failed")
@@ -258,10 +228,10 @@ class Consumer:
             damaged database file.
         """
         failures, worked = 0, False
-        while not self._stopping and not self._finished_burst:
+        while not self._stop.made and not self._burst_is_over:
             self._proven = False
             connection = self.connection = broker_connection(self.app.config, role="consume")
-            errors = recoverable_errors(connection)
+            errors = self._errors = (*recoverable_errors(connection), BrokerUnavailableError)
             try:
                 self._consume(connection)
                 _close_quietly(connection)
@@ -280,13 +250,8 @@ class Consumer:
                 self._pause(RECONNECT_PAUSES[-1])
             finally:
                 drop(connection)
-        self._tell_of_stop()
+        self._stop.announce()
         self._wait_for_runs()
-
-    def _tell_of_stop(self) -> None:
-        if self._stopping and not self._told_of_stop:
-            self._told_of_stop = True
-            self._on_stopping(max(0.0, (self._stop_at or 0.0) - clock.monotonic()))
 
     # -- one connection -------------------------------------------------------------------
 
@@ -294,15 +259,13 @@ class Consumer:
         channel = connection.default_channel
         self._connection, self._channel = connection, channel
         self._capabilities = capabilities_of(connection)
-        # A burst ends when the queues are empty, which they would seem to be.
-        self._may_send_away = self._capabilities.delayed_requeue and not self.burst
         self._epoch += 1
         self._heartbeats = bool(connection.supports_heartbeats)
         self._next_heartbeat = clock.monotonic() + 1.0
-        self._settler = Settler(self.app, channel, self._capabilities)
-        self._held.clear()  # the broker hands them out again
-        self._strays.gather()
         self._unsettled.clear()
+        self._settler = Settler(self.app, channel, self._capabilities, self._unsettled)
+        self._scheduled.connect(self._settler, self._capabilities)
+        self._strays.gather()
         self._prefetch.reset()
         self._on_connected(channel)
         consumer = self._consumer = kombu.Consumer(
@@ -316,18 +279,18 @@ class Consumer:
         )
         consumer.consume()
         self._on_ready()
-        self._turn_until_done(recoverable_errors(connection))
+        self._turn_until_done()
         self._settler.flush()
         consumer.cancel()
 
-    def _turn_until_done(self, errors: tuple[type[BaseException], ...]) -> None:
+    def _turn_until_done(self) -> None:
         while True:
             try:
                 if self._turn():
                     return
                 self._proven = True
-            except errors as exc:
-                if not self._capabilities.leased or self._stopping or not self._proven:
+            except self._errors as exc:
+                if not self._capabilities.leased or self._stop.made or not self._proven:
                     raise
                 # What this worker has claimed stays its own while the broker is away.
                 if clock.monotonic() >= self._next_complaint:
@@ -336,34 +299,21 @@ class Consumer:
                 self._pause(RECONNECT_PAUSES[1])
 
     def _turn(self) -> bool:
-        """Settle, reserve, wait: once. True when there is nothing left to do here."""
+        """Settle what has ended, reserve what fits, wait. True when there is no more to do."""
         self.turned_at = clock.monotonic()
         self._waker.clear()
-        if self._requests:
-            self._do_requests()
+        self._do_requests()
         self._settle()
-        if self._stopping:
-            self._tell_of_stop()
-            self._consumer.cancel()  # or the broker goes on sending while the last tasks run
-            if self._drained():
-                return True
-            self._settler.flush()
-            self._waker_wait()
-            return False
+        if self._stop.made:
+            return self._drain()
+        self._scheduled.start_due(self._has_free_slot)
         received = self._reserve()
         self._release_stalled()
-        if received or self._unsettled:
-            self._last_work = clock.monotonic()
-        elif self.burst and clock.monotonic() - self._last_work >= self._patience():
-            self._finished_burst = True
+        if self.burst and self._is_burst_over(received):
             return True
-        if received == 0:
+        if not received:
             self._wait()
         return False
-
-    def _patience(self) -> float:
-        """How long a queue must give nothing to count as empty: some brokers answer later."""
-        return 0.0 if self._capabilities.wake else BURST_PATIENCE
 
     def _settle(self) -> None:
         for delivery in self.pool.starts():
@@ -392,18 +342,16 @@ class Consumer:
     def _settle_one(self, delivery: Delivery, outcome: Outcome) -> None:
         if delivery.acknowledged or delivery.epoch == self._epoch:
             self._settler.settle(delivery, outcome)
-            self._unsettled.pop(id(delivery), None)
         else:
             self._strays.ended(delivery, outcome)
 
     def _reserve(self) -> int:
         """Receive as much as the pool can take now; return how much that was."""
-        self._submit_due()
         self._scale(self._came_full)
         self._prefetch.slots = self.pool.size
         before = self._prefetch.received
         room = self._prefetch.room(self.pool.load())
-        if len(self._held) >= MOST_HELD:
+        if self._scheduled.is_full():
             room = 0
         self._prefetch.apply(self._channel, self._capabilities, room, len(self._unsettled))
         if room <= 0:
@@ -430,55 +378,28 @@ class Consumer:
             self._settler.park(raw, queue, message)
             return
         delivery = Delivery(raw, message, queue, self._epoch, limits=self.limits.of(message))
-        self._unsettled[id(delivery)] = delivery
-        if self._stopping or self._finished_burst:  # sent before the broker heard of the end
-            self._give_back([delivery])
-            return
+        self._unsettled.add(delivery)
+        if self._stop.made or self._burst_is_over:  # sent before the broker heard of the end
+            self._settler.give_back(delivery)
+        elif not self._is_stray(delivery) and not self._settler.recount(delivery):
+            self._tell(self._observer.received, delivery)
+            signals.task_received.notify(self, request=message)
+            if not self._refused(delivery):
+                self._scheduled.add(delivery)
+
+    def _is_stray(self, delivery: Delivery) -> bool:
+        """Whether a run that there is already settles this message."""
         outcome = self._strays.take_up(delivery)
-        if outcome is not None:
-            if isinstance(outcome, Outcome):  # it has ended; else its run goes on
-                self._ended_before.append((delivery, outcome))
-            else:
-                del self._unsettled[id(delivery)]
-                self._unsettled.update((id(d), d) for d in self.pool.running() if d.raw is raw)
-            return
-        if not self._settler.keeps(delivery):
-            del self._unsettled[id(delivery)]
-            return
-        self._tell(self._observer.received, delivery)
-        signals.task_received.notify(self, request=message)
-        if self._refused(delivery):
-            return
-        wait = 0.0 if message.eta is None else message.seconds_until_due()
-        if wait > 0 and not message.has_expired():
-            self._hold(delivery, wait)
-        else:
-            self._start(delivery)
-
-    def _hold(self, delivery: Delivery, seconds: float) -> None:
-        """Let a delivery wait: in the store if that can do it, else here."""
-        if self._may_send_away and seconds > HELD_HERE:
-            self._settler.send_away(delivery, seconds)
-            self._unsettled.pop(id(delivery), None)
-            return
-        due = clock.monotonic() + seconds
-        heapq.heappush(self._held, (due, next(self._order), delivery))
-
-    def _start(self, delivery: Delivery) -> None:
-        """Run a delivery whose time has come, as soon as the rate of its task allows."""
-        name = delivery.message.task
-        wait: float | None = 0.0
-        if not delivery.has_token:
-            wait = self.rates.reserve(name, AHEAD if self._may_send_away else math.inf)
-        if wait is None:
-            self._settler.send_away(delivery, self.rates.send_away(name))
-            self._unsettled.pop(id(delivery), None)
-        elif wait > 0:
-            delivery.has_token = True
-            due = clock.monotonic() + wait
-            heapq.heappush(self._held, (due, next(self._order), delivery))
-        else:
-            self._submit(delivery)
+        if outcome is None:
+            return False
+        if isinstance(outcome, Outcome):
+            self._ended_before.append((delivery, outcome))
+        else:  # its run goes on
+            self._unsettled.discard(delivery)
+            for running in self.pool.running():
+                if running.raw is delivery.raw:
+                    self._unsettled.add(running)
+        return True
 
     def _refused(self, delivery: Delivery) -> bool:
         outcome = self._refuse(delivery)
@@ -503,47 +424,27 @@ class Consumer:
         default = self.app.config.acks_late
         return bool(task.options_.get("acks_late", default)) if task else True
 
-    def _submit_due(self) -> None:
-        if self._rates_version != self.rates.version:
-            self._ask_for_tokens_again()
-        now = clock.monotonic()
-        while self._held and self._held[0][0] <= now and self.pool.load() < self.pool.size:
-            self._start(heapq.heappop(self._held)[2])
-
-    def _ask_for_tokens_again(self) -> None:
-        """A limit has changed: what waits for a token may wait too long now."""
-        self._rates_version = self.rates.version
-        waiting = sorted(entry for entry in self._held if entry[2].has_token)
-        self._held = [entry for entry in self._held if not entry[2].has_token]
-        heapq.heapify(self._held)
-        for _, _, delivery in waiting:
-            delivery.has_token = False
-            self._start(delivery)
+    def _has_free_slot(self) -> bool:
+        return self.pool.load() < self.pool.size
 
     def _release_stalled(self) -> None:
         """Give waiting deliveries back when long runs hold every slot: others may be free."""
-        now = clock.monotonic()
-        if now - self._last_move <= STALLED_AFTER:
+        if clock.monotonic() - self._last_move <= STALLED_AFTER:
             return
-        full = self.pool.load() >= self.pool.size
-        due = [entry for entry in self._held if entry[0] <= now] if full else []
-        if due:
-            self._held = [entry for entry in self._held if entry[0] > now]
-            heapq.heapify(self._held)
-            self._give_back([delivery for _, _, delivery in due])
+        due = [] if self._has_free_slot() else self._scheduled.pop_due()
         if due or self.pool.waiting():
-            self._withdraw()
+            self._give_back([*due, *withdraw(self.pool)])
             self._prefetch.reset()
 
     def _give_back(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
             if delivery.epoch == self._epoch:
-                self._unsettled.pop(id(delivery), None)
                 self._settler.give_back(delivery)
 
     # -- waiting and stopping -------------------------------------------------------------
 
     def _wait(self) -> None:
+        """Wait for a message, a run that ends, or the next thing that is due."""
         now = clock.monotonic()
         if now >= self._next_maintenance:
             self._next_maintenance = now + self._maintain()
@@ -551,9 +452,10 @@ class Consumer:
             self._connection.heartbeat_check()
             self._next_heartbeat = now + 1.0
         until = min(now + self.app.config.loop_interval, self._next_maintenance)
-        if self._held and self._held[0][0] > now:
-            until = min(until, self._held[0][0])
-        if self.pool.waiting() or (self._held and self._held[0][0] <= now):
+        due = self._scheduled.next_due()
+        if due > now:
+            until = min(until, due)
+        if due <= now or self.pool.waiting():
             until = min(until, now + STALLED_AFTER)
         if self._heartbeats:
             until = min(until, now + 5.0)
@@ -567,43 +469,36 @@ class Consumer:
             busy=self.pool.load() > 0,
         )
 
-    def _withdraw(self) -> None:
-        """Give back what has not started, save what is acknowledged: that has to run here."""
-        for delivery in self.pool.withdraw():
-            if delivery.acknowledged:
-                self.pool.submit(delivery)
-            else:
-                self._give_back([delivery])
+    def _is_burst_over(self, received: int) -> bool:
+        """Whether the queues have been empty for long enough: some brokers answer later."""
+        now = clock.monotonic()
+        if received or self._unsettled:
+            self._last_work = now
+            return False
+        patience = 0.0 if self._capabilities.wake else BURST_PATIENCE
+        self._burst_is_over = now - self._last_work >= patience
+        return self._burst_is_over
 
-    def _drained(self) -> bool:
-        for delivery in [*self.pool.withdraw(), *(entry[2] for entry in self._held)]:
-            if delivery.acknowledged:
-                self.pool.submit(delivery)
-                continue
-            name, task_id = delivery.message.task, delivery.message.id
-            log.info("task %s[%s] has not started; its message goes back", name, task_id)
-            self._give_back([delivery])
-        self._held.clear()
+    def _drain(self) -> bool:
+        """Let running tasks end, and give back the rest. True when there is no more to do."""
+        self._stop.announce()
+        self._consumer.cancel()  # or the broker goes on sending while the last tasks run
+        unstarted = [*withdraw(self.pool), *self._scheduled.pop_all()]
+        log_unstarted(unstarted)
+        self._give_back(unstarted)
         if not self._unsettled:  # what has ended since is to be settled before we go
             return True
-        running = self.pool.running()
-        if self._stop_at is not None and clock.monotonic() < self._stop_at:
-            return False
-        for delivery in running:
-            log.warning(
-                "task %s[%s] is still running; %s",
-                delivery.message.task,
-                delivery.message.id,
-                "it ends with this process"
-                if delivery.acknowledged
-                else "its message goes back to the queue",
-            )
-        self._give_back([delivery for delivery in running if not delivery.acknowledged])
-        return True
+        if self._stop.seconds_left() <= 0:
+            running = self.pool.running()
+            log_running(running)
+            self._give_back([delivery for delivery in running if not delivery.acknowledged])
+            return True
+        self._settler.flush()
+        self._wait_for_pool()
+        return False
 
-    def _waker_wait(self) -> None:
-        left = max(0.0, (self._stop_at or 0.0) - clock.monotonic())
-        self._pause(min(left, 1.0))
+    def _wait_for_pool(self) -> None:
+        self._pause(min(self._stop.seconds_left(), 1.0))
 
     def _pause(self, seconds: float) -> None:
         """Sleep, unless a run ends or the worker is stopped."""
@@ -616,19 +511,10 @@ class Consumer:
             self._waker.clear()
             self._ended.extend(self.pool.finished())
             while self._ended:
-                self._keep_result(*self._ended.popleft())
-            if not self.pool.running() or clock.monotonic() >= (self._stop_at or 0.0):
+                keep_result(self.app, *self._ended.popleft())
+            if not self.pool.running() or self._stop.seconds_left() <= 0:
                 return
-            self._waker_wait()
-
-    def _keep_result(self, delivery: Delivery, outcome: Outcome) -> None:
-        """Of what is not acknowledged, another run will say how it ended."""
-        if delivery.acknowledged:
-            try:
-                store_alone(self.app, outcome)
-            except Exception as exc:
-                name, task_id = delivery.message.task, delivery.message.id
-                log.error("the result of task %s[%s] is lost: %s", name, task_id, exc)
+            self._wait_for_pool()
 
 
 def _close_quietly(connection: kombu.Connection) -> None:

@@ -92,3 +92,33 @@ class Delivery:
     def redelivered(self) -> bool:
         """Whether this very copy was delivered before, perhaps without having been looked at."""
         return bool((self.raw.delivery_info or {}).get("redelivered"))
+
+
+class Unsettled:
+    """The deliveries in a worker's hands: waiting for their time or a slot, running, ended.
+
+    The consumer's thread changes it; any thread may ask for a snapshot.
+    """
+
+    def __init__(self) -> None:
+        self._deliveries: dict[int, Delivery] = {}  # by identity: a copy may have the same id
+
+    def __len__(self) -> int:
+        return len(self._deliveries)
+
+    def add(self, delivery: Delivery) -> None:
+        self._deliveries[id(delivery)] = delivery
+
+    def discard(self, delivery: Delivery) -> None:
+        self._deliveries.pop(id(delivery), None)
+
+    def clear(self) -> None:
+        self._deliveries.clear()
+
+    def snapshot(self) -> list[Delivery]:
+        """What is in it now, in the order it came."""
+        while True:
+            try:
+                return list(self._deliveries.values())
+            except RuntimeError:  # it changed meanwhile
+                continue

@@ -67,3 +67,14 @@ class Pool(Protocol):
 
     def stop(self) -> None:
         """End its threads once they are idle. Does not wait for running tasks."""
+
+
+def withdraw(pool: Pool) -> list[Delivery]:
+    """Take back what has not started, save what is acknowledged: that has to run here."""
+    withdrawn = []
+    for delivery in pool.withdraw():
+        if delivery.acknowledged:
+            pool.submit(delivery)
+        else:
+            withdrawn.append(delivery)
+    return withdrawn

@@ -5,16 +5,14 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from kombu.exceptions import OperationalError
-
-from .. import failpoints, states
+from .. import clock, failpoints, states
 from ..backends.base import TaskRecord
 from ..backends.encoding import encode_exception
-from ..exceptions import BrokerUnavailableError, InvalidMessageError
+from ..exceptions import InvalidMessageError
 from ..message import Unreadable, copy_of
 from ..publisher import prepared
 from ..queues import DEAD_SUFFIX
-from .delivery import DELIVERIES_HEADER, Delivery, Outcome, Settlement
+from .delivery import DELIVERIES_HEADER, Delivery, Outcome, Settlement, Unsettled
 
 if TYPE_CHECKING:
     from ..app import TaskApp
@@ -22,71 +20,28 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("flask_taskworker.worker")
 
-#: A message that is due later than this is sent to wait in the broker, if it can. Seconds.
-LONGEST_HOLD = 5.0
-
 
 class Settler:
     """Settles the messages of one channel; belongs to the thread that owns it.
 
-    :param app: for its result backend, and to publish dead letters.
+    Where it has to publish, it raises what
+    :meth:`Publisher.send <flask_taskworker.publisher.Publisher.send>` raises; the message is
+    not settled then.
+
+    :param app: for its result backend, and to publish copies and dead letters.
     :param channel: the kombu channel that delivered the messages.
     :param capabilities: what its transport can do.
+    :param unsettled: what is settled is taken out of it.
     """
 
-    def __init__(self, app: TaskApp, channel: Any, capabilities: Capabilities) -> None:
+    def __init__(
+        self, app: TaskApp, channel: Any, capabilities: Capabilities, unsettled: Unsettled
+    ) -> None:
         self._app = app
         self._channel = channel
         self._capabilities = capabilities
+        self._unsettled = unsettled
         self._has_messages = False
-
-    def keeps(self, delivery: Delivery) -> bool:
-        """Whether a message that was received is to be run by this worker.
-
-        If not, it is settled: sent to wait in the broker, sent again with the number of its
-        deliveries, or set aside because there were too many. A kill between sending the copy
-        and settling the message makes it run twice.
-
-        :raises OperationalError: if the broker does not take the copy.
-        """
-        try:
-            return not self._delayed(delivery) and not self._counted(delivery)
-        except BrokerUnavailableError as exc:
-            raise OperationalError(str(exc)) from exc
-
-    def _delayed(self, delivery: Delivery) -> bool:
-        message = delivery.message
-        if not self._capabilities.delayed or self._capabilities.delayed_requeue:
-            return False  # the latter needs no copy, see ``send_away``
-        if message.eta is None or message.has_expired():
-            return False
-        if message.seconds_until_due() <= LONGEST_HOLD:
-            return False
-        self._send_copy(delivery, {}, eta_at=message.eta.timestamp())
-        delivery.raw.ack()
-        return True
-
-    def _counted(self, delivery: Delivery) -> bool:
-        if self._capabilities.leased or not delivery.redelivered:
-            return False
-        count = delivery.delivery_count - 1
-        if count >= self._app.config.max_deliveries:
-            reason = f"delivered {count} times without being settled; perhaps it ends its worker"
-            log.error(
-                "task %s[%s] is parked: %s", delivery.message.task, delivery.message.id, reason
-            )
-            self._dead_letter(delivery.raw, delivery.queue, reason)
-            return True
-        if "x-delivery-count" in (delivery.raw.headers or {}):
-            return False
-        self._send_copy(delivery, {DELIVERIES_HEADER: count})
-        delivery.raw.ack()
-        return True
-
-    def _send_copy(self, delivery: Delivery, headers: dict[str, Any], **properties: Any) -> None:
-        wire = copy_of(delivery.raw, headers)
-        wire.properties.update(properties)
-        self._app.publisher.send(delivery.queue, wire)
 
     def settle(self, delivery: Delivery, outcome: Outcome) -> None:
         """Do what the outcome says."""
@@ -107,6 +62,7 @@ class Settler:
         else:
             store_alone(self._app, outcome)
             self._dead_letter(delivery.raw, delivery.queue, outcome.reason)
+        self._unsettled.discard(delivery)
 
     def acknowledge_before_run(self, delivery: Delivery) -> None:
         """Acknowledge now and for certain: this task rather runs not at all than twice."""
@@ -114,9 +70,41 @@ class Settler:
         self.flush()
         delivery.acknowledged = True
 
-    def send_away(self, delivery: Delivery, seconds: float) -> None:
-        """Let a message that was not started wait in the store, as if it had not been delivered."""
-        self._channel.requeue(delivery.raw.delivery_tag, delay=seconds, count_delivery=False)
+    def recount(self, delivery: Delivery) -> bool:
+        """Count a message that comes again, where the broker does not.
+
+        It is sent again with the number of its deliveries, or set aside because there were too
+        many. A kill between sending the copy and settling the message makes it run twice.
+
+        :return: whether it is settled by that, and not to be run.
+        """
+        if self._capabilities.leased or not delivery.redelivered:
+            return False
+        count = delivery.delivery_count - 1
+        if count >= self._app.config.max_deliveries:
+            reason = f"delivered {count} times without being settled; perhaps it ends its worker"
+            log.error(
+                "task %s[%s] is parked: %s", delivery.message.task, delivery.message.id, reason
+            )
+            self._dead_letter(delivery.raw, delivery.queue, reason)
+        elif "x-delivery-count" in (delivery.raw.headers or {}):
+            return False
+        else:
+            self._replace(delivery, {DELIVERIES_HEADER: count})
+        self._unsettled.discard(delivery)
+        return True
+
+    def delay(self, delivery: Delivery, seconds: float) -> None:
+        """Let a message that was not started wait in the broker, as if it had not been delivered.
+
+        Where the broker delays only what is published, a copy waits: a kill between sending it
+        and settling the message makes the task run twice.
+        """
+        if self._capabilities.delayed_requeue:
+            self._channel.requeue(delivery.raw.delivery_tag, delay=seconds, count_delivery=False)
+        else:
+            self._replace(delivery, {}, eta_at=clock.wall() + seconds)
+        self._unsettled.discard(delivery)
 
     def give_back(self, delivery: Delivery) -> None:
         """Return a message that was not started, as if it had not been delivered."""
@@ -131,10 +119,10 @@ class Settler:
             self._channel.requeue(delivery.raw.delivery_tag, count_delivery=False)
         elif count := (delivery.raw.headers or {}).get(DELIVERIES_HEADER):
             # Returned, it would come back as one that was delivered once more.
-            self._send_copy(delivery, {DELIVERIES_HEADER: count})
-            delivery.raw.ack()
+            self._replace(delivery, {DELIVERIES_HEADER: count})
         else:
             delivery.raw.requeue()
+        self._unsettled.discard(delivery)
 
     def park(self, raw: Any, queue: str, unreadable: Unreadable) -> None:
         """Keep a message that is no task message aside, with the reason."""
@@ -179,6 +167,13 @@ class Settler:
             failpoints.hit("before_ack")
             delivery.raw.ack()
             failpoints.hit("after_ack")
+
+    def _replace(self, delivery: Delivery, headers: dict[str, Any], **properties: Any) -> None:
+        """Settle a message by a copy of it."""
+        wire = copy_of(delivery.raw, headers)
+        wire.properties.update(properties)
+        self._app.publisher.send(delivery.queue, wire)
+        delivery.raw.ack()
 
     def _requeue(self, raw: Any) -> None:
         failpoints.hit("before_requeue")

@@ -8,12 +8,10 @@ it had settles it.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from .delivery import Delivery, Outcome
-
-if TYPE_CHECKING:
-    from .pool import Pool
+from .pool import Pool, withdraw
 
 log = logging.getLogger("flask_taskworker.worker")
 
@@ -35,9 +33,7 @@ class Strays:
 
     def gather(self) -> None:
         """A connection is new: forget what has not started, and remember what runs."""
-        for delivery in self._pool.withdraw():
-            if delivery.acknowledged:  # nobody hands it out again
-                self._pool.submit(delivery)
+        withdraw(self._pool)  # the broker hands it out again
         for delivery in self._pool.running():
             if not delivery.acknowledged:
                 self._running[_key(delivery)] = delivery

@@ -144,7 +144,7 @@ def test_a_run_that_outlives_its_connection_is_not_run_again(
             assert get(lab.note.delay("after")) == "after"
             lab.gate.set()
             assert sorted(get(handle) for handle in handles) == [0, 1, 2]
-            wait_until(lambda: not worker.consumer._unsettled, "all is settled", PATIENCE)
+            wait_until(lambda: not worker.consumer.unsettled(), "all is settled", PATIENCE)
         assert sorted(lab.starts("wait")) == [0, 1, 2], "each ran once"
         assert lab.task_app.publisher.queue_size(unique) == 0
         lab.close()

@@ -39,7 +39,7 @@ def test_a_task_that_ends_while_the_worker_stops_is_settled(tmp_path: Path) -> N
         hidden = False
 
         def finished(self) -> list[tuple[Delivery, Outcome]]:
-            if consumer._stopping and self._done and not self.hidden:
+            if consumer._stop.made and self._done and not self.hidden:
                 self.hidden = True
                 return []
             return super().finished()
@@ -77,7 +77,7 @@ def test_many_messages_that_are_not_due_do_not_hold_up_one_that_is() -> None:
     task_app = task_worker.task_app()
     with run_worker(task_app) as worker:
         assert done.wait(8)
-        assert len(worker.consumer._held) == 100
+        assert len(worker.consumer.held()) == 100
     assert task_app.publisher.queue_size(app.config["TASKER_DEFAULT_QUEUE"]) == 100
     task_app.close()
 
@@ -102,7 +102,7 @@ def test_what_comes_due_at_once_starts_as_slots_are_free() -> None:
         work.apply_async([number], countdown=0.3)
     with run_worker(task_worker.task_app(), size=2) as worker:
         wait_until(lambda: len(runs) == 20, "all have run", 8)
-        assert worker.consumer._held == []
+        assert worker.consumer.held() == []
     assert sorted(runs) == list(range(20))
     assert most[0] <= 2
 
@@ -129,8 +129,8 @@ def test_messages_of_others_that_are_not_due_wait_in_the_store(tmp_path: Path) -
     task_app.registry["now"].delay()
     with run_worker(task_app) as worker:
         assert done.wait(8)
-        wait_until(lambda: not worker.consumer._unsettled, "nothing is held here")
-        assert worker.consumer._held == []
+        wait_until(lambda: not worker.consumer.unsettled(), "nothing is held here")
+        assert worker.consumer.held() == []
 
 
 def test_signals_of_a_message_s_way(tmp_path: Path) -> None:

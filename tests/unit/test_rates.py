@@ -105,7 +105,7 @@ def test_what_has_to_wait_holds_up_nobody(broker: str, tmp_path: Any) -> None:
     with run_worker(task_app) as worker:
         assert done.wait(8)
         wait_until(lambda: slow == [0], "the first one runs")
-        held = worker.consumer._held
+        held = worker.consumer.held()
         if broker == "sqlite":
             assert len(held) <= 1, "the others are in the store"
         worker.rates.set("slow", None)

@@ -13,7 +13,7 @@ from flask_taskworker.exceptions import BrokerUnavailableError, InvalidMessageEr
 from flask_taskworker.failpoints import FailpointError
 from flask_taskworker.message import Unreadable, WireMessage, parse
 from flask_taskworker.transports import Capabilities
-from flask_taskworker.worker.delivery import Delivery, Outcome, Settlement
+from flask_taskworker.worker.delivery import Delivery, Outcome, Settlement, Unsettled
 from flask_taskworker.worker.settling import Settler
 from support import AppRoom, deliver, received
 
@@ -62,7 +62,7 @@ def held(channel: Channel, **fields: Any) -> Delivery:
 
 
 def settler(room: AppRoom, channel: Channel, capabilities: Capabilities = PLAIN) -> Settler:
-    return Settler(room.task_app, channel, capabilities)
+    return Settler(room.task_app, channel, capabilities, Unsettled())
 
 
 def test_a_finished_message_is_acknowledged(room: AppRoom, channel: Channel) -> None:
