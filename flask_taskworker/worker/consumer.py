@@ -15,27 +15,21 @@ from typing import TYPE_CHECKING, Any
 import kombu
 
 from .. import clock, signals
-from ..broker import (
-    broker_connection,
-    capabilities_of,
-    drop,
-    is_hopeless,
-    recoverable_errors,
-    wait_for_messages,
-)
-from ..exceptions import BrokerUnavailableError, InvalidMessageError
+from ..broker import capabilities_of, wait_for_messages
+from ..exceptions import InvalidMessageError
 from ..message import TaskMessage, Unreadable, parse
 from ..publisher import task_queue
 from .delivery import Delivery, Outcome, Unsettled
+from .ended import EndedRuns
 from .limits import TimeLimits
 from .observer import Nobody, Observer
 from .pool import Pool, withdraw
 from .prefetch import Prefetch
 from .rates import RateLimits
+from .reconnecting import Reconnecting
 from .scheduled import Scheduled
 from .settling import Settler
-from .stopping import StopRequest, keep_result, log_running, log_unstarted
-from .strays import Strays
+from .stopping import StopRequest, log_running, log_unstarted
 from .waker import Waker
 
 if TYPE_CHECKING:
@@ -43,8 +37,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("flask_taskworker.worker")
 
-#: Pauses between attempts to reach the broker again, in seconds; the last one repeats.
-RECONNECT_PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)
 #: Deliveries that wait in the pool while nothing ends for this long go back. Seconds.
 STALLED_AFTER = 0.25
 #: How long a queue gives nothing before a burst takes it for empty, where asking for
@@ -95,7 +87,6 @@ class Consumer:
         self.burst = burst
         self.limits = limits or TimeLimits(app)
         self.rates = rates or RateLimits(app)
-        self.connection: kombu.Connection | None = None
         #: What is read from, by the queue's name, where it is not what the name says.
         self._entities: dict[str, kombu.Queue] = {}
         #: Queues that rest, because the broker itself would hand out their messages.
@@ -115,17 +106,13 @@ class Consumer:
         self._requests: deque[Callable[[], object]] = deque()
         self._prefetch = Prefetch(pool.size)
         self._scheduled = Scheduled(self.rates, self._submit, burst=burst)
-        self._strays = Strays(pool)
         self._unsettled = Unsettled()
-        self._ended: deque[tuple[Delivery, Outcome]] = deque()
-        self._ended_before: deque[tuple[Delivery, Outcome]] = deque()  # on an earlier connection
-        self._errors: tuple[type[BaseException], ...] = ()
+        self._ended = EndedRuns(pool, self._unsettled)
+        self._broker = Reconnecting(app.config, self._pause)
         self._epoch = 0
-        self._proven = False  # whether this connection has carried a whole turn
-        self._came_full = False  # whether the last request brought all that it asked for
         self._burst_is_over = False
         now = clock.monotonic()
-        self._last_move = self._last_work = self._next_complaint = now
+        self._last_move = self._last_work = now
         self._next_maintenance = now + 1.0
 
     def stop(self, drain_timeout: float) -> None:
@@ -143,6 +130,11 @@ class Consumer:
         """Have the consumer's thread do something at its next turn."""
         self._requests.append(action)
         self._waker.wake()
+
+    @property
+    def connection(self) -> kombu.Connection | None:
+        """The connection it consumes on, the last one while there is none."""
+        return self._broker.connection
 
     def unsettled(self) -> list[Delivery]:
         """The deliveries in this worker's hands: held for later, waiting, running."""
@@ -214,7 +206,7 @@ class Consumer:
             action = self._requests.popleft()
             try:
                 action()
-            except self._errors:
+            except self._broker.errors:
                 raise
             except Exception:
                 log.exception("a command to this worker failed")
@@ -227,29 +219,7 @@ class Consumer:
         :raises BrokerError: if the broker can be used neither now nor later, as with a
             damaged database file.
         """
-        failures, worked = 0, False
-        while not self._stop.made and not self._burst_is_over:
-            self._proven = False
-            connection = self.connection = broker_connection(self.app.config, role="consume")
-            errors = self._errors = (*recoverable_errors(connection), BrokerUnavailableError)
-            try:
-                self._consume(connection)
-                _close_quietly(connection)
-            except errors as exc:
-                worked = worked or self._proven
-                if is_hopeless(exc) and not worked:
-                    raise  # better to end than to try for ever
-                failures = 0 if self._proven else failures
-                pause = RECONNECT_PAUSES[min(failures, len(RECONNECT_PAUSES) - 1)]
-                failures += 1
-                cause = str(exc).rstrip(".") or type(exc).__name__
-                log.error("no connection to the broker: %s. Trying again in %.1f s", cause, pause)
-                self._pause(pause)
-            except Exception:  # a fault in a transport must not end the worker
-                log.exception("the broker connection failed in an unexpected way; starting it anew")
-                self._pause(RECONNECT_PAUSES[-1])
-            finally:
-                drop(connection)
+        self._broker.run(self._consume, lambda: self._stop.made or self._burst_is_over)
         self._stop.announce()
         self._wait_for_runs()
 
@@ -262,10 +232,9 @@ class Consumer:
         self._epoch += 1
         self._heartbeats = bool(connection.supports_heartbeats)
         self._next_heartbeat = clock.monotonic() + 1.0
-        self._unsettled.clear()
+        self._ended.connect()
         self._settler = Settler(self.app, channel, self._capabilities, self._unsettled)
         self._scheduled.connect(self._settler, self._capabilities)
-        self._strays.gather()
         self._prefetch.reset()
         self._on_connected(channel)
         consumer = self._consumer = kombu.Consumer(
@@ -279,24 +248,12 @@ class Consumer:
         )
         consumer.consume()
         self._on_ready()
-        self._turn_until_done()
+        # What this worker has claimed stays its own while a broker with leases is away.
+        self._broker.repeat(
+            self._turn, may_stay=lambda: self._capabilities.leased and not self._stop.made
+        )
         self._settler.flush()
         consumer.cancel()
-
-    def _turn_until_done(self) -> None:
-        while True:
-            try:
-                if self._turn():
-                    return
-                self._proven = True
-            except self._errors as exc:
-                if not self._capabilities.leased or self._stop.made or not self._proven:
-                    raise
-                # What this worker has claimed stays its own while the broker is away.
-                if clock.monotonic() >= self._next_complaint:
-                    log.warning("the broker cannot be used now: %s", exc)
-                    self._next_complaint = clock.monotonic() + RECONNECT_PAUSES[-1]
-                self._pause(RECONNECT_PAUSES[1])
 
     def _turn(self) -> bool:
         """Settle what has ended, reserve what fits, wait. True when there is no more to do."""
@@ -322,15 +279,9 @@ class Consumer:
         if ended:
             self._last_move = clock.monotonic()
             self._ended.extend(ended)
-        while self._ended:
-            delivery, outcome = self._ended[0]  # it stays first in line until it is settled
-            self._settle_one(delivery, outcome)
+        for delivery, outcome in self._ended.settle(self._settler, self._epoch):
             self._prefetch.observe(outcome.runtime)
-            self._ended.popleft()
             self._tell(self._observer.ended, delivery, outcome)
-        while self._ended_before:
-            self._settle_one(*self._ended_before[0])
-            self._ended_before.popleft()
         self._settler.flush_messages()
 
     def _tell(self, what: Callable[..., None], *about: object) -> None:
@@ -339,31 +290,13 @@ class Consumer:
         except Exception:
             log.exception("an observer of the worker failed")
 
-    def _settle_one(self, delivery: Delivery, outcome: Outcome) -> None:
-        if delivery.acknowledged or delivery.epoch == self._epoch:
-            self._settler.settle(delivery, outcome)
-        else:
-            self._strays.ended(delivery, outcome)
-
     def _reserve(self) -> int:
         """Receive as much as the pool can take now; return how much that was."""
-        self._scale(self._came_full)
+        self._scale(self._prefetch.was_filled)
         self._prefetch.slots = self.pool.size
-        before = self._prefetch.received
-        room = self._prefetch.room(self.pool.load())
-        if self._scheduled.is_full():
-            room = 0
+        room = 0 if self._scheduled.is_full() else self._prefetch.room(self.pool.load())
         self._prefetch.apply(self._channel, self._capabilities, room, len(self._unsettled))
-        if room <= 0:
-            return 0
-        while self._prefetch.received - before < room:
-            try:
-                self._connection.drain_events(timeout=0)
-            except (TimeoutError, BlockingIOError):
-                break
-        received = self._prefetch.received - before
-        self._came_full = received >= room
-        return received
+        return self._prefetch.fill(self._connection, room)
 
     def _received(self, raw: Any) -> None:
         self._prefetch.received += 1
@@ -381,31 +314,17 @@ class Consumer:
         self._unsettled.add(delivery)
         if self._stop.made or self._burst_is_over:  # sent before the broker heard of the end
             self._settler.give_back(delivery)
-        elif not self._is_stray(delivery) and not self._settler.recount(delivery):
+        elif not self._ended.settles(delivery) and not self._settler.recount(delivery):
             self._tell(self._observer.received, delivery)
             signals.task_received.notify(self, request=message)
             if not self._refused(delivery):
                 self._scheduled.add(delivery)
 
-    def _is_stray(self, delivery: Delivery) -> bool:
-        """Whether a run that there is already settles this message."""
-        outcome = self._strays.take_up(delivery)
-        if outcome is None:
-            return False
-        if isinstance(outcome, Outcome):
-            self._ended_before.append((delivery, outcome))
-        else:  # its run goes on
-            self._unsettled.discard(delivery)
-            for running in self.pool.running():
-                if running.raw is delivery.raw:
-                    self._unsettled.add(running)
-        return True
-
     def _refused(self, delivery: Delivery) -> bool:
         outcome = self._refuse(delivery)
         if outcome is None:
             return False
-        self._ended.append((delivery, outcome))
+        self._ended.add(delivery, outcome)
         self._waker.wake()
         return True
 
@@ -510,15 +429,7 @@ class Consumer:
         while True:
             self._waker.clear()
             self._ended.extend(self.pool.finished())
-            while self._ended:
-                keep_result(self.app, *self._ended.popleft())
+            self._ended.store_without_broker(self.app)
             if not self.pool.running() or self._stop.seconds_left() <= 0:
                 return
             self._wait_for_pool()
-
-
-def _close_quietly(connection: kombu.Connection) -> None:
-    try:
-        connection.release()
-    except Exception as exc:
-        log.debug("closing the broker connection: %r", exc)

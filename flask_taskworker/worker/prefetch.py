@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import kombu
+
     from ..broker import Capabilities
 
 #: The reserve beyond the free slots never holds more than this much work. Seconds.
@@ -28,6 +30,8 @@ class Prefetch:
     def __init__(self, slots: int) -> None:
         self.slots = slots
         self.received = 0
+        #: Whether the last request brought all that it asked for.
+        self.was_filled = False
         self.limit = slots
         self._mean: float | None = None
 
@@ -68,3 +72,20 @@ class Prefetch:
         elif wanted > self.limit or wanted * 4 < self.limit:  # a round trip: only if it matters
             channel.basic_qos(0, wanted, True)
             self.limit = wanted
+
+    def fill(self, connection: kombu.Connection, room: int) -> int:
+        """Receive as many messages as there is room for; return how many there were.
+
+        Whoever gets a message counts it in :attr:`received`.
+        """
+        if room <= 0:
+            return 0
+        before = self.received
+        while self.received - before < room:
+            try:
+                connection.drain_events(timeout=0)
+            except (TimeoutError, BlockingIOError):
+                break
+        received = self.received - before
+        self.was_filled = received >= room
+        return received

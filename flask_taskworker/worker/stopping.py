@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
 from .. import clock
-from .delivery import Delivery, Outcome
-from .settling import store_alone
-
-if TYPE_CHECKING:
-    from ..app import TaskApp
+from .delivery import Delivery
 
 log = logging.getLogger("flask_taskworker.worker")
 
@@ -65,16 +60,3 @@ def log_running(deliveries: Iterable[Delivery]) -> None:
             if delivery.acknowledged
             else "its message goes back to the queue",
         )
-
-
-def keep_result(app: TaskApp, delivery: Delivery, outcome: Outcome) -> None:
-    """Store how a run ended after the last connection to the broker is gone.
-
-    Of what is not acknowledged, another run will say how it ended.
-    """
-    if delivery.acknowledged:
-        try:
-            store_alone(app, outcome)
-        except Exception as exc:
-            name, task_id = delivery.message.task, delivery.message.id
-            log.error("the result of task %s[%s] is lost: %s", name, task_id, exc)
