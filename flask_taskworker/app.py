@@ -93,6 +93,12 @@ class TaskApp:
 
         return new_id
 
+    def option_of(self, task_name: str, option: str) -> Any:
+        """What a task sets for an option; or else the setting of the same name."""
+        default = getattr(self.config, option)
+        task = self.registry.get(task_name)
+        return default if task is None else task.options_.get(option, default)
+
     def result(self, task_id: str) -> AsyncResult[Any]:
         """The handle to the call with this id."""
         return AsyncResult(task_id, self.backend, self)

@@ -17,7 +17,7 @@ import kombu
 from .. import clock, signals
 from ..broker import capabilities_of, wait_for_messages
 from ..exceptions import InvalidMessageError
-from ..message import TaskMessage, Unreadable, parse
+from ..message import Unreadable, parse
 from ..publisher import task_queue
 from .delivery import Delivery, Outcome, Unsettled
 from .ended import EndedRuns
@@ -331,17 +331,13 @@ class Consumer:
     def _submit(self, delivery: Delivery) -> None:
         if self._refused(delivery):
             return
-        if not self._acks_late(delivery.message):
+        name = delivery.message.task
+        if name in self.app.registry and not self.app.option_of(name, "acks_late"):
             self._settler.acknowledge_before_run(delivery)
         self._last_move = clock.monotonic()  # its thread needs a moment to take it
         self.in_task = True
         self.pool.submit(delivery)
         self.in_task = False
-
-    def _acks_late(self, message: TaskMessage) -> bool:
-        task = self.app.registry.get(message.task)
-        default = self.app.config.acks_late
-        return bool(task.options_.get("acks_late", default)) if task else True
 
     def _has_free_slot(self) -> bool:
         return self.pool.load() < self.pool.size

@@ -32,10 +32,12 @@ from ..exceptions import (
     TaskArgumentError,
 )
 from .delivery import Delivery, Outcome, Settlement
+from .outcomes import End, Outcomes
 
 if TYPE_CHECKING:
-    from ..task import ReplaceNow
-    from .executor import Executor, _End
+    from ..app import TaskApp
+    from ..task import ReplaceNow, Request
+    from .recording import Recorder
 
 log = logging.getLogger("flask_taskworker.worker")
 
@@ -57,23 +59,35 @@ UNSENDABLE = (
 class Continuation:
     """Takes the steps after a run.
 
-    :param executor: whose runs; makes records, and stores them with patience.
+    :param app: whose tasks.
+    :param outcomes: makes the outcomes of runs that fail here.
+    :param recorder: stores records, and takes steps with patience.
+    :param request_of: a delivery as its task sees it.
     """
 
-    def __init__(self, executor: Executor) -> None:
-        self._executor = executor
-        self._aftermath = Aftermath(executor.app)
+    def __init__(
+        self,
+        app: TaskApp,
+        outcomes: Outcomes,
+        recorder: Recorder,
+        request_of: Callable[[Delivery], Request],
+    ) -> None:
+        self._app = app
+        self._outcomes = outcomes
+        self._recorder = recorder
+        self._request_of = request_of
+        self._aftermath = Aftermath(app)
 
     def concerns(self, delivery: Delivery, outcome: Outcome) -> bool:
         """Whether anything comes after this end. A task that is not known here has not ended."""
         if not continues(delivery.message.payload) or outcome.settlement is Settlement.REQUEUE:
             return False
-        known = delivery.message.task in self._executor.app.registry
+        known = delivery.message.task in self._app.registry
         return outcome.state == states.REVOKED or (outcome.state in states.READY_STATES and known)
 
     def conclude(
-        self, delivery: Delivery, end: _End, *, at_once: bool = False, patient: bool = True
-    ) -> _End:
+        self, delivery: Delivery, end: End, *, at_once: bool = False, patient: bool = True
+    ) -> End:
         """Take all steps but the settlement.
 
         :param at_once: whether the result is to be stored before this returns.
@@ -87,36 +101,36 @@ class Continuation:
             try:
                 if end.outcome.record is not None or delivery.message.payload.chord:
                     # Else what comes next would go out after a result that cannot be kept.
-                    dumps(end.value, self._executor.app.config.result_serializer)
+                    dumps(end.value, self._app.config.result_serializer)
                 end, children = self._send_next(delivery, end, take, at_once)
             except UNSENDABLE as exc:
-                end = self._executor.failed(delivery, exc)
+                end = self._outcomes.failed_after_run(delivery, exc)
             else:
                 return end._replace(
                     outcome=self._store(delivery, _with(end, children), take, at_once)
                 )
         return self._fail(delivery, end, take)
 
-    def replaced(self, delivery: Delivery, replacing: ReplaceNow) -> _End:
+    def replaced(self, delivery: Delivery, replacing: ReplaceNow) -> End:
         """Send what takes the place of a task, under its id."""
-        message, app = delivery.message, self._executor.app
+        message, app = delivery.message, self._app
         planner = Planner(app, message.id, message.root_id or message.id)
         signature = replacing.signature
         try:
             signature.plan(planner)
             self._taker(delivery)(lambda: app.carry_out(planner.plan))
         except UNSENDABLE as exc:
-            return self._executor.failed(delivery, exc)
+            return self._outcomes.failed_after_run(delivery, exc)
         except app.backend.transient_errors as exc:
             reason = f"what replaces it could not be sent: {type(exc).__name__}: {exc}"
-            return self._executor.end(Outcome(Settlement.REQUEUE, reason=reason), exc)
+            return End(Outcome(Settlement.REQUEUE, reason=reason), exc)
         log.info("task %s[%s] is replaced by %s", message.task, message.id, signature.task)
-        return self._executor.end(Outcome(Settlement.ACKNOWLEDGE, state=states.IGNORED), replacing)
+        return End(Outcome(Settlement.ACKNOWLEDGE, state=states.IGNORED), replacing)
 
     def _send_next(
-        self, delivery: Delivery, end: _End, take: Take, at_once: bool
-    ) -> tuple[_End, list[Any]]:
-        message, app = delivery.message, self._executor.app
+        self, delivery: Delivery, end: End, take: Take, at_once: bool
+    ) -> tuple[End, list[Any]]:
+        message, app = delivery.message, self._app
         if not message.payload.callbacks and not message.payload.chain:
             return end, []
         failpoints.hit("before_continuation")
@@ -135,17 +149,17 @@ class Continuation:
     def _settles_with_messages(self, delivery: Delivery) -> bool:
         """Whether messages can go out in the transaction that acknowledges this one."""
         return (
-            self._executor.stores_with_settlement
+            self._recorder.with_settlement
             and not delivery.acknowledged
             and not delivery.message.payload.chord
         )
 
-    def _store(self, delivery: Delivery, end: _End, take: Take, at_once: bool) -> Outcome:
+    def _store(self, delivery: Delivery, end: End, take: Take, at_once: bool) -> Outcome:
         """Store the record, and count the task in the same step if it is part of a chord."""
         message, outcome = delivery.message, end.outcome
         group, body, record = message.group, message.payload.chord, outcome.record
         if not body or not group:
-            return self._executor.store_record(outcome, at_once)
+            return self._recorder.store(outcome, at_once)
         part = ChordPart(message.id, message.group_index, outcome.state, _stored(end))
         root_id = message.root_id or message.id
         failpoints.hit("before_chord")
@@ -153,31 +167,30 @@ class Continuation:
         failpoints.hit("after_chord")
         return outcome._replace(record=None)
 
-    def _fail(self, delivery: Delivery, end: _End, take: Take) -> _End:
+    def _fail(self, delivery: Delivery, end: End, take: Take) -> End:
         # Whoever is called because of the failure may look at it: it is stored before.
         message, record, stored = delivery.message, end.outcome.record, _stored(end)
         if message.payload.chord and message.group:
             end = end._replace(outcome=self._store(delivery, end, take, at_once=True))
         elif record is not None:
-            take(lambda: self._executor.backend.store(record))
+            take(lambda: self._recorder.backend.store(record))
             end = end._replace(outcome=end.outcome._replace(record=None))
         failure = Failure(
             end.value, stored, record.traceback if record else None, end.outcome.state
         )
         take(lambda: self._aftermath.fail_rest(message.payload.chain, failure))
         if message.payload.errbacks and end.outcome.state == states.FAILURE:
-            request = self._executor.request_of(delivery)
+            request = self._request_of(delivery)
             take(lambda: self._aftermath.call_errbacks(request, failure))
         return end
 
     def _taker(self, delivery: Delivery, patient: bool = True) -> Take:
         """Takes a step that must not be lost."""
-        if not patient:
-            return lambda step: step()
-        return lambda step: self._executor.patiently(step, delivery.message.id)
+        task_id = delivery.message.id
+        return lambda step: self._recorder.take(step, task_id, patient=patient)
 
 
-def _with(end: _End, children: list[Any]) -> _End:
+def _with(end: End, children: list[Any]) -> End:
     """The end with what was sent because of it."""
     record = end.outcome.record
     if record is None or not children:
@@ -186,7 +199,7 @@ def _with(end: _End, children: list[Any]) -> _End:
     return end._replace(outcome=end.outcome._replace(record=record))
 
 
-def _stored(end: _End) -> Any:
+def _stored(end: End) -> Any:
     """The value of a run, or its exception, as plain data."""
     if end.outcome.record is not None:
         return end.outcome.record.result

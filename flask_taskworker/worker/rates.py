@@ -102,6 +102,6 @@ class RateLimits:
     def _rate(self, name: str) -> float | None:
         if name in self._changed:
             return self._changed[name]
-        task = self._app.registry.get(name)
-        default = self._app.config.rate_limit
-        return runs_per_second(task.options_.get("rate_limit", default)) if task else None
+        if name not in self._app.registry:
+            return None
+        return runs_per_second(self._app.option_of(name, "rate_limit"))
