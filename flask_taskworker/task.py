@@ -323,19 +323,19 @@ class Task(Generic[P, R]):
 
     def map(self, it: Iterable[Any]) -> CallSignature[list[Any]]:
         """One call that runs this task with each item, one after the other."""
-        from .canvas.primitives import xmap
+        from .canvas.maps import xmap
 
         return xmap(self, it)
 
     def starmap(self, it: Iterable[Sequence[Any]]) -> CallSignature[list[Any]]:
         """As :meth:`map`, with a list of arguments in each item."""
-        from .canvas.primitives import xstarmap
+        from .canvas.maps import xstarmap
 
         return xstarmap(self, it)
 
     def chunks(self, it: Iterable[Sequence[Any]], n: int) -> CallSignature[list[Any]]:
         """A group of calls of :meth:`starmap`, each over ``n`` items."""
-        from .canvas.primitives import chunks
+        from .canvas.maps import chunks
 
         return chunks(self, it, n)
 

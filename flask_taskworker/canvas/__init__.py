@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from .primitives import Chain, Chord, Group, chain, chord, chunks, group, xmap, xstarmap
+from .chains import Chain, chain
+from .chords import Chord, chord
+from .groups import Group, group
+from .maps import chunks, xmap, xstarmap
 from .signature import Signature, maybe_signature, signature
 from .stamping import StampingVisitor
 

@@ -15,8 +15,10 @@ from ..backends.base import ChordPart, Header, TaskRecord
 from ..backends.encoding import decode_exception, encode_exception
 from ..exceptions import ChordError, InvalidSignatureError, TaskWorkerError
 from ..task import Request, running
+from .chains import Chain
+from .chords import Chord
+from .groups import Group
 from .plan import Plan, Planner
-from .primitives import Chain, Chord, Group
 from .signature import Signature, listed
 
 if TYPE_CHECKING:

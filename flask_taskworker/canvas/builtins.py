@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from ..exceptions import Retry
 from ..registry import Registry
 from ..task import Task
-from .primitives import Chord, Group, chunks
+from .chords import Chord
+from .groups import Group
+from .maps import chunks
 from .signature import maybe_signature
 
 if TYPE_CHECKING:

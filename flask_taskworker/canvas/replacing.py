@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..exceptions import InvalidSignatureError
-from .primitives import Chain, Chord, Group
+from .chains import Chain
+from .chords import Chord
+from .groups import Group
 from .signature import Signature, listed, maybe_signature
 
 if TYPE_CHECKING:

@@ -347,7 +347,7 @@ class Signature(dict[str, Any], Generic[R]):
         """Chain: ``other`` gets the result of this one as its first argument."""
         if not isinstance(other, Signature):
             return NotImplemented
-        from .primitives import join
+        from .chains import join
 
         return join([self.clone()], other)
 

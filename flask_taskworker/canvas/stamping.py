@@ -6,7 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-from .primitives import Chain, Chord, Group
+from .chains import Chain
+from .chords import Chord
+from .groups import Group
 from .signature import Signature, listed, maybe_signature
 
 Stamps = Mapping[str, Any]
