@@ -152,6 +152,8 @@ def next_message(message: TaskMessage, retry: RetryNow) -> TaskMessage:
     changes = {name: options[name] for name in _IN_MESSAGE if name in options}
     if "expires" in options:
         changes["expires"] = expiry(options["expires"])
+    hard, soft = message.timelimit
+    changes["timelimit"] = options.get("time_limit", hard), options.get("soft_time_limit", soft)
     return replace(
         message,
         payload=payload,

@@ -57,7 +57,7 @@ after_task_publish = TaskSignal(
 task_received = TaskSignal("task_received", "A worker has it, but has not started it: request.")
 task_revoked = TaskSignal(
     "task_revoked",
-    "It was revoked, or has expired, and does not run; the sender is the task: "
+    "It was revoked, was ended while it ran, or has expired; the sender is the task: "
     "request, terminated, signum, expired.",
 )
 task_rejected = TaskSignal(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import clock
 
@@ -31,6 +31,15 @@ class Autoscaler:
         self.most = max(1, self.most if most is None else most)
         self.fewest = min(self.most, max(1, self.fewest if fewest is None else fewest))
         return self.most, self.fewest
+
+    def info(self) -> dict[str, Any]:
+        """What remote control shows of it, in Celery's words."""
+        return {
+            "max": self.most,
+            "min": self.fewest,
+            "current": self._pool.size,
+            "qty": self._pool.load(),
+        }
 
     def scale(self, more_to_come: bool) -> None:
         """Look at the load, and grow or shrink.

@@ -160,18 +160,18 @@ def _ids(task_id: Any) -> list[str]:
 
 
 def _terminate(state: WorkerState, running: Iterable[Delivery], signal: str | int | None) -> None:
-    number = _signal_number(signal)
-    for delivery in running:
-        task_id = delivery.message.id
-        state.terminated[task_id] = number
-        done = state.ask_consumer(lambda id=task_id: state.worker.pool.terminate(id, number))  # type: ignore[misc]
-        if done is False:
-            state.terminated.pop(task_id, None)
+    number, pool = _signal_number(signal), state.worker.pool
+    for task_id in [delivery.message.id for delivery in running]:
+        if not pool.can_terminate:
             raise NotImplementedError(
                 f"task {task_id} goes on: the {state.worker.pool_name} pool cannot end a running "
                 "task; use -P processes"
             )
-        log.warning("task %s is ended by signal %d", task_id, number)
+        done = state.ask_consumer(lambda id=task_id: pool.terminate(id, number))  # type: ignore[misc]
+        if done is False:
+            log.info("task %s ended by itself before signal %d", task_id, number)
+        else:
+            log.warning("task %s gets signal %d", task_id, number)
 
 
 def _signal_number(signal: str | int | None) -> int:
@@ -196,10 +196,8 @@ def rate_limit(state: WorkerState, task_name: str, rate_limit: Any, **kwargs: An
         return refused(f"Invalid rate limit string: {exc!r}")
     if state.app.registry.get(task_name) is None:
         return refused("unknown task")
-    limits = getattr(state.worker, "rates", None)
-    if limits is None:
-        raise NotImplementedError("this worker has no rate limits")
-    state.ask_consumer(lambda: limits.set(task_name, rate_limit or None))
+    rates = state.worker.rates
+    state.ask_consumer(lambda: rates.set(task_name, rate_limit or None))
     state.rate_limits[task_name] = rate_limit or None
     log.info("new rate limit of task %s: %s", task_name, rate_limit or "none")
     if not rate_limit:
@@ -229,12 +227,15 @@ def time_limit(
     **kwargs: Any,
 ) -> Any:
     """Tell worker(s) to modify the time limit for task by type."""
-    if task_name is None or state.app.registry.get(task_name) is None:
+    task = state.app.registry.get(task_name or "")
+    if task is None:
         return refused("unknown task")
-    limits = getattr(state.worker, "limits", None)
-    if limits is None:
-        raise NotImplementedError("this worker has no time limits")
-    state.ask_consumer(lambda: limits.set(task_name, hard, soft))
+    if hard and not (state.worker.pool.can_terminate or task.is_async):
+        raise NotImplementedError(
+            f"the {state.worker.pool_name} pool cannot end a running task, so that no hard time "
+            "limit holds; set a soft one alone, or use -P processes"
+        )
+    state.ask_consumer(lambda: state.worker.limits.set(task.name, hard, soft))
     log.info("new time limits of task %s: soft=%s hard=%s", task_name, soft, hard)
     return ok("time limits set successfully")
 
@@ -308,7 +309,7 @@ def pool_shrink(state: WorkerState, n: int = 1, **kwargs: Any) -> Any:
 
 
 def _resize(state: WorkerState, verb: str, n: int) -> Any:
-    if getattr(state.worker, "autoscaler", None) is not None:
+    if state.worker.autoscaler is not None:
         return refused(
             f"pool_{verb} is not supported with autoscale. Adjust autoscale range instead."
         )
@@ -331,10 +332,11 @@ def pool_restart(state: WorkerState, **kwargs: Any) -> Any:
 @command("control", args=[("max", int), ("min", int)], signature="[max [min]]")
 def autoscale(state: WorkerState, max: int | None = None, min: int | None = None) -> Any:
     """Modify autoscale settings."""
-    autoscaler = getattr(state.worker, "autoscaler", None)
+    autoscaler = state.worker.autoscaler
     if autoscaler is None:
         raise ValueError("Autoscale not enabled")
     largest, smallest = autoscaler.update(max, min)
+    state.ask_consumer(lambda: None)  # at its next turn it holds
     return ok(f"autoscale now max={largest} min={smallest}")
 
 

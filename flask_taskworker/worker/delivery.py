@@ -58,7 +58,7 @@ class Delivery:
     follows its events. ``started`` is when its run began, in epoch seconds, and ``pid`` the
     process it runs in; None before. ``has_token`` says that its task's rate limit lets it
     start, ``announced`` that its start was told. ``limits`` are the hard and the soft time limit
-    of its run, in seconds.
+    of its run, in seconds; ``terminated`` is the signal with which somebody has ended it.
     """
 
     raw: Any
@@ -72,6 +72,7 @@ class Delivery:
     pid: int | None = None
     announced: bool = False
     limits: tuple[float | None, float | None] = (None, None)
+    terminated: int | None = None
     #: What the run has sent, as tuples of results.
     children: list[Any] = field(default_factory=list)
 

@@ -108,7 +108,7 @@ class EventSender:
         return {"exception": outcome.shown, "traceback": outcome.traceback}
 
     def _revoked(self, delivery: Delivery, outcome: Outcome) -> dict[str, Any]:
-        signum = self._state.terminated.pop(delivery.message.id, None)
+        signum = delivery.terminated
         return {
             "terminated": signum is not None,
             "signum": signum,

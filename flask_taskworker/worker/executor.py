@@ -137,6 +137,7 @@ class Executor:
         if status == states.FAILURE:
             outcome = self._outcomes.failed(delivery, exc)
         else:
+            self._tell_of_revocation(delivery)
             outcome = self._outcomes.done(delivery, status, exc)
         try:
             return self._conclude(delivery, End(outcome, exc))
@@ -149,6 +150,7 @@ class Executor:
         message = delivery.message
         log.info("task %s[%s] is revoked", message.task, message.id)
         error = TaskRevokedError("revoked")
+        self._tell_of_revocation(delivery)
         outcome = self._outcomes.done(delivery, states.REVOKED, error)
         try:
             return self._conclude(delivery, End(outcome, error))
@@ -323,13 +325,18 @@ class Executor:
     def _expired(self, delivery: Delivery, task: Task[..., Any] | None) -> End:
         message = delivery.message
         log.info("task %s[%s] expired", message.task, message.id)
-        if signals.task_revoked.receivers and task is not None:
-            signals.task_revoked.notify(
-                task, request=self.request_of(delivery), terminated=False, signum=None,
-                expired=True,
-            )  # fmt: skip
+        self._tell_of_revocation(delivery, expired=True)
         error = TaskRevokedError("expired")
         return End(self._outcomes.done(delivery, states.REVOKED, error), error)
+
+    def _tell_of_revocation(self, delivery: Delivery, *, expired: bool = False) -> None:
+        task = self.app.registry.get(delivery.message.task)
+        if signals.task_revoked.receivers and task is not None:
+            signum = delivery.terminated
+            signals.task_revoked.notify(
+                task, request=self.request_of(delivery), terminated=signum is not None,
+                signum=signum, expired=expired,
+            )  # fmt: skip
 
     def _unknown(self, delivery: Delivery) -> Outcome:
         message = delivery.message

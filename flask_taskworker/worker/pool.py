@@ -22,6 +22,8 @@ class Pool(Protocol):
     size: int
     #: Whether runs happen in other processes, which read the bodies of messages themselves.
     reads_bodies: bool
+    #: Whether it can end a task that runs: by :meth:`terminate`, or at its hard time limit.
+    can_terminate: bool
 
     def start(self) -> None:
         """Get ready to run; called once, before anything else."""
@@ -59,7 +61,7 @@ class Pool(Protocol):
     def terminate(self, task_id: str, signal: int) -> bool:
         """End the run of a task by a signal to its process.
 
-        :return: False if it does not run here, or cannot be ended in this kind of pool.
+        :return: False if it does not run here, or this kind of pool cannot.
         """
 
     def info(self) -> dict[str, Any]:

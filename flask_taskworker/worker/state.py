@@ -43,8 +43,6 @@ class WorkerState:
         self.started_at = clock.monotonic()
         #: How many runs have ended, by task.
         self.ended: Counter[str] = Counter()
-        #: The signals with which remote control has ended runs, by task id.
-        self.terminated: dict[str, int] = {}
         #: What remote control has set, by task.
         self.rate_limits: dict[str, str | float | None] = {}
         #: What ``memsample`` has answered.
@@ -171,16 +169,15 @@ class WorkerState:
             "pool": {
                 "max-tasks-per-child": "N/A",
                 "put-guarded-by-semaphore": False,
-                "timeouts": [0, 0],
+                "timeouts": [worker.limits.soft or 0, worker.limits.hard or 0],
                 **worker.pool.info(),
             },
             "broker": self._broker(),
             "prefetch_count": worker.consumer.prefetch_limit,
             "rusage": _resources(),
         }
-        autoscaler = getattr(worker, "autoscaler", None)
-        if autoscaler is not None:
-            stats["autoscaler"] = autoscaler.info()
+        if worker.autoscaler is not None:
+            stats["autoscaler"] = worker.autoscaler.info()
         return stats
 
     def _broker(self) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,9 +13,9 @@ import pytest
 
 from flask_taskworker import AsyncResult, TaskRevokedError, events, states
 from flask_taskworker.broker import broker_connection
-from flask_taskworker.events import Event
 from flask_taskworker.exceptions import BrokerError
 from flask_taskworker.worker.supervisor import Worker
+from support.monitor import Monitor, assert_form
 from support.room import PATIENCE, Room
 from support.shapes import captured
 from support.waiting import wait_until
@@ -256,60 +255,8 @@ def test_a_queue_stays_paused_for_workers_that_start_later(room: Room) -> None:
 # -- events -----------------------------------------------------------------------------------
 
 
-class Monitor:
-    """Collects the events of one room."""
-
-    def __init__(self, room: Room) -> None:
-        self.room = room
-        self.seen: list[Event] = []
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._listen, daemon=True)
-
-    def _listen(self) -> None:
-        for event in events.receive(self.room.task_app, on_ready=self._ready.set):
-            if event["type"] == "test-end":
-                return
-            self.seen.append(event)
-
-    def __enter__(self) -> Monitor:
-        self._thread.start()
-        assert self._ready.wait(PATIENCE)
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        with broker_connection(self.room.config, role="publish") as connection:
-            end = events.event("test-end", "test", 0, {})
-            events.publish(connection.default_channel, end, "test.end", "test")
-        self._thread.join(PATIENCE)
-        assert not self._thread.is_alive()
-
-    def of(self, worker: Worker) -> list[Event]:
-        return [event for event in self.seen if event["hostname"] == worker.hostname]
-
-    def wait_for(self, type: str, uuid: str | None = None) -> Event:
-        def found() -> Event | None:
-            for event in list(self.seen):
-                if event["type"] == type and uuid in (None, event.get("uuid")):
-                    return event
-            return None
-
-        event = wait_until(found, f"{type} of {uuid}", PATIENCE)
-        assert event is not None
-        return event
-
-
-def assert_form(event: Event) -> None:
-    """An event has the fields of Celery's, and values of their types."""
-    known = captured("events", event["type"])
-    assert sorted(event) in known["field_sets"], event
-    examples = [example for example in known["examples"] if sorted(example) == sorted(event)]
-    for name, value in event.items():
-        types = {type(example[name]).__name__ for example in examples} | {"float", "NoneType"}
-        assert type(value).__name__ in types, (name, value)
-
-
 def test_the_event_stream_has_celerys_form(room: Room) -> None:
-    with Monitor(room) as monitor:
+    with Monitor(room.task_app) as monitor:
         with at_work(room, "one", task_events=True) as worker:
             good = room.add.delay(1, 2)
             bad = room.fail.delay("why")
@@ -341,7 +288,7 @@ def test_the_event_stream_has_celerys_form(room: Room) -> None:
 
 
 def test_task_events_are_sent_on_request_alone(room: Room) -> None:
-    with Monitor(room) as monitor, at_work(room, "one") as worker:
+    with Monitor(room.task_app) as monitor, at_work(room, "one") as worker:
         first = room.add.delay(1, 2)
         first.get(timeout=PATIENCE)
         assert ask(room, "enable_events", worker) == {"ok": "task events enabled"}
@@ -352,7 +299,7 @@ def test_task_events_are_sent_on_request_alone(room: Room) -> None:
 
 
 def test_a_heartbeat_comes_on_request(room: Room) -> None:
-    with at_work(room, "one"), Monitor(room) as monitor:
+    with at_work(room, "one"), Monitor(room.task_app) as monitor:
         room.task_app.control.heartbeat()
         wait_until(
             lambda: [e for e in monitor.seen if e["type"] == "worker-heartbeat" and e["freq"] == 5],
@@ -365,7 +312,7 @@ def test_senders_tell_what_they_send(broker: str, request: Any, tmp_path: Path) 
     settings = {**BROKERS[broker](request), "TASKER_SEND_SENT_EVENT": True}
     room = Room(settings, tmp_path, f"sent_{time.time_ns()}")
     try:
-        with Monitor(room) as monitor:
+        with Monitor(room.task_app) as monitor:
             result = room.add.delay(1, b=2)
             sent = monitor.wait_for("task-sent", result.id)
         assert_form(sent)

@@ -162,6 +162,13 @@ def test_the_pool_grows_and_shrinks(staff: Staff) -> None:
         staff.ask("pool_grow", n=10**9)
 
 
+def test_threads_keep_soft_time_limits_alone(staff: Staff) -> None:
+    assert staff.ask("time_limit", task_name="wait", soft=60.0) == answer_of("time_limit")
+    assert staff.worker.limits._of_task("wait") == (None, 60.0)
+    with pytest.raises(NotImplementedError, match="use -P processes"):
+        staff.ask("time_limit", task_name="wait", soft=60.0, hard=120.0)
+
+
 def test_what_is_not_switched_on_says_so_in_celerys_words(staff: Staff) -> None:
     with pytest.raises(ValueError, match="Autoscale not enabled") as autoscale:
         staff.ask("autoscale", max=4, min=2)

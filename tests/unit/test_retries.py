@@ -62,6 +62,12 @@ def test_options_of_a_retry_change_the_message_and_its_way(bench: Bench, clock: 
     assert (options["retry"], options["retry_policy"]) == (False, {"max_retries": 1})
 
 
+def test_time_limits_of_a_call_are_kept_unless_the_retry_has_its_own(bench: Bench) -> None:
+    bench.run(bench.task(retrying(), bind=True), timelimit=(9.0, 5.0))
+    bench.run(bench.task(retrying(soft_time_limit=7), bind=True), timelimit=(9.0, 5.0))
+    assert [again.timelimit for again, _ in bench.publisher.published] == [(9.0, 5.0), (9.0, 7)]
+
+
 def test_what_follows_the_task_is_kept(bench: Bench) -> None:
     after = Payload((1,), {}, [SIGNATURE], [SIGNATURE], [SIGNATURE, SIGNATURE], SIGNATURE)
     bench.run(bench.task(retrying(), bind=True), payload=after, root_id="root", group="g")

@@ -37,6 +37,20 @@ def info(implementation: str, size: int, processes: Sequence[int], **more: Any) 
     }
 
 
+def shares(jobs: Sequence[int]) -> dict[str, Any]:
+    """How many jobs each child was given, in Celery's words."""
+    total = sum(jobs)
+    parts = [count / total if total else 0.0 for count in jobs]
+    return {
+        "total": total,
+        "avg": f"{1 / len(jobs) if total else 0.0:.2f}",
+        "all": ", ".join(f"{part:.2f}" for part in parts),
+        "raw": ", ".join(map(str, jobs)),
+        "strategy": "fair",
+        "inqueues": {"total": len(jobs), "active": 0},
+    }
+
+
 def make_process_pool(
     executor: Executor,
     hostname: str,

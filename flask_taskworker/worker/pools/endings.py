@@ -42,10 +42,10 @@ class Endings:
         :param code: the exit code of the process, negative for a signal.
         """
         delivery = job.delivery
-        if job.ended_by == "limit":
+        if job.out_of_time:
             hard = delivery.limits[0]
             return self._executor.ended(delivery, states.FAILURE, TimeLimitExceeded(hard))
-        if job.ended_by == "termination":
+        if delivery.terminated is not None:
             return self._executor.ended(delivery, states.REVOKED, TaskRevokedError("terminated"))
         return self._lost(job, code)
 

@@ -29,7 +29,8 @@ class Given:
     """A delivery that was written to a line.
 
     ``end`` is where its frame ends in all that was written. ``since`` is when its run began, on
-    the monotonic clock, where the child says so. ``ended_by`` says why the pool ended the run.
+    the monotonic clock, where the child says so. ``out_of_time`` says that the pool has ended it
+    at its hard limit.
     """
 
     number: int
@@ -37,11 +38,11 @@ class Given:
     end: int
     since: float | None = None
     warned: bool = False
-    ended_by: str = ""
+    out_of_time: bool = False
 
     def next_limit(self) -> float | None:
         """When its next time limit is over, on the monotonic clock; None if it has none."""
-        if self.since is None or self.ended_by:
+        if self.since is None or self.out_of_time:
             return None
         hard, soft = self.delivery.limits
         dues = [] if soft is None or self.warned else [self.since + soft]

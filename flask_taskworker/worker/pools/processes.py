@@ -27,7 +27,7 @@ from ... import clock
 from ...exceptions import WorkerError
 from ..delivery import Delivery, Outcome
 from ..waker import Waker
-from . import info, wire
+from . import info, shares, wire
 from .endings import Endings, described
 from .nursery import FAREWELL, Nursery
 from .offspring import Given, Offspring
@@ -55,7 +55,7 @@ class ProcessPool:
     :param max_memory: a child that has used more than this is replaced, in KiB.
     """
 
-    reads_bodies = True
+    reads_bodies = can_terminate = True
 
     def __init__(
         self,
@@ -177,15 +177,16 @@ class ProcessPool:
 
     def info(self) -> dict[str, Any]:
         with self._lock:
-            processes = [child.pid for child in self._children.values() if child.pid is not None]
+            born = [child for child in self._children.values() if child.pid is not None]
+            processes = [child.pid for child in born if child.pid is not None]
+            given = [child.done + len(child.jobs) for child in born]
         return info(
             "processes:ProcessPool",
             self.size,
             processes,
             **{
                 "max-tasks-per-child": self._max_tasks or "N/A",
-                "put-guarded-by-semaphore": False,
-                "timeouts": [0, 0],
+                "writes": shares(given),
             },
         )
 
@@ -312,7 +313,7 @@ class ProcessPool:
                 "task %s[%s]: its time limit of %g s is over; child %s is killed",
                 message.task, message.id, hard, child.pid,
             )  # fmt: skip
-            job.ended_by = "limit"
+            job.out_of_time = True
             child.kill()
 
     def _end_run(self, child: Offspring, job: Given, number: int) -> None:
@@ -320,7 +321,7 @@ class ProcessPool:
         if number == signal.SIGUSR1:
             child.signal_task(number)
             return
-        job.ended_by = "termination"
+        job.delivery.terminated = number
         child.signal_all(number)
         if number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             child.kill()  # those it leaves to its parent

@@ -15,7 +15,7 @@ class SoloPool:
     """Runs each delivery in the consumer's thread, one at a time."""
 
     size = 1
-    reads_bodies = False
+    reads_bodies = can_terminate = False
 
     def __init__(self, run: Run) -> None:
         self._run = run

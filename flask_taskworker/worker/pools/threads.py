@@ -36,7 +36,7 @@ class ThreadPool:
     :param run_async: awaits one of those; must not raise.
     """
 
-    reads_bodies = False
+    reads_bodies = can_terminate = False
 
     def __init__(
         self,
