@@ -238,7 +238,6 @@ def worker(
     gid: str | None,
     umask: str | None,
     reloads: bool,
-    drain_timeout: float | None,
     detach: bool,
     **options: Any,
 ) -> None:
@@ -251,7 +250,7 @@ def worker(
         daemon.become(uid, gid)
 
     def load() -> TaskApp:
-        task_app = load_task_app(ctx, TASKER_DRAIN_TIMEOUT=drain_timeout)
+        task_app = load_task_app(ctx, **_settings(options))
         for module in _names(options["include"]) or []:
             importlib.import_module(module)
         return task_app
@@ -262,6 +261,11 @@ def worker(
         _run_and_reload(ctx, load, options)
     else:
         _run(ctx, load(), options)
+
+
+def _settings(options: dict[str, Any]) -> dict[str, object]:
+    """The settings that options of this command stand for."""
+    return {"TASKER_DRAIN_TIMEOUT": options["drain_timeout"]}
 
 
 def _detach(ctx: click.Context, task_app: TaskApp, options: dict[str, Any]) -> None:
@@ -358,7 +362,7 @@ def _source(ctx: click.Context, options: dict[str, Any], node: str) -> AppSource
         target,
         {
             "path": path,
-            "settings": overrides(ctx),
+            "settings": overrides(ctx, **_settings(options)),
             "include": _names(options["include"]) or [],
             "log": asdict(_log(ctx, options, node)),
         },
