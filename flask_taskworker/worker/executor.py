@@ -168,7 +168,7 @@ class Executor:
         message = delivery.message
         task = self.app.registry.get(message.task)
         if message.has_expired():
-            return self._store(self._expired(delivery, task), delivery).outcome
+            return self._store(self._expired(delivery), delivery).outcome
         if task is None:
             return self._store(End(self._unknown(delivery)), delivery).outcome
         failpoints.hit("before_run")
@@ -322,7 +322,7 @@ class Executor:
         log.info("task %s[%s] will run again: %s", message.task, message.id, retry)
         failpoints.hit("after_retry")
 
-    def _expired(self, delivery: Delivery, task: Task[..., Any] | None) -> End:
+    def _expired(self, delivery: Delivery) -> End:
         message = delivery.message
         log.info("task %s[%s] expired", message.task, message.id)
         self._tell_of_revocation(delivery, expired=True)
