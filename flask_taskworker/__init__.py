@@ -16,7 +16,8 @@
 
 from __future__ import annotations
 
-from .canvas import Signature, chain, chord, chunks, group, signature
+from typing import TYPE_CHECKING, Any
+
 from .exceptions import (
     BrokerUnavailableError,
     ChordError,
@@ -38,10 +39,17 @@ from .logs import get_task_logger
 from .result import AsyncResult, GroupResult, ResultSet
 from .task import Request, Task, current_request
 
+if TYPE_CHECKING:
+    from .canvas import chain, chord, chunks, group
+    from .canvas.signature import Signature, signature
+
 #: The name that the first releases gave to a task.
 BaseTask = Task
 
 __version__ = "0.1.0"
+
+#: Loaded when they are asked for: an app that sends single tasks needs none of them.
+_CANVAS = frozenset({"Signature", "chain", "chord", "chunks", "group", "signature"})
 
 __all__ = [
     "AsyncResult",
@@ -76,3 +84,11 @@ __all__ = [
     "group",
     "signature",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _CANVAS:
+        from . import canvas
+
+        return getattr(canvas, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -24,8 +24,7 @@ from typing import (
 from flask import Flask, current_app, has_app_context
 
 from .app import TaskApp
-from .canvas.builtins import register_builtins
-from .canvas.signature import signature
+from .builtin_tasks import register_builtins
 from .config import Config, write_defaults
 from .contexts import execution_context
 from .exceptions import (
@@ -221,6 +220,8 @@ class BaseTaskWorker:
         :param args: and ``kwargs``, ``options`` and ``immutable`` by name: as
             :class:`~flask_taskworker.canvas.Signature` takes them.
         """
+        from .canvas.signature import signature
+
         return signature(task, *args, app=self, **options)
 
     def GroupResult(self, group_id: str) -> GroupResult | None:

@@ -72,6 +72,11 @@ class Payload(NamedTuple):
     chain: Sequence[Any] | None = None
     chord: Any = None
 
+    @property
+    def leads_on(self) -> bool:
+        """Whether anything comes after the task, however it ends."""
+        return bool(self.callbacks or self.errbacks or self.chain or self.chord)
+
 
 #: Stands for a payload that nobody has read in this process.
 UNREAD = Payload()

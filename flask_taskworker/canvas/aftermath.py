@@ -23,17 +23,12 @@ from .signature import Signature, listed
 
 if TYPE_CHECKING:
     from ..app import TaskApp
-    from ..message import Payload, TaskMessage
+    from ..message import TaskMessage
 
 log = logging.getLogger("flask_taskworker.worker")
 
 #: The space of the ids that are made of other ids.
 _SPACE = uuid.UUID("6d7a61f2-0d0c-4a53-8d2e-5a6f1c2b9e47")
-
-
-def continues(payload: Payload) -> bool:
-    """Whether anything comes after a task, however it ends."""
-    return bool(payload.callbacks or payload.errbacks or payload.chain or payload.chord)
 
 
 class Failure(NamedTuple):

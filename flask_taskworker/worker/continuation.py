@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from .. import failpoints, states
 from ..backends.base import ChordPart
 from ..backends.encoding import dumps, encode_exception
-from ..canvas.aftermath import Aftermath, Failure, continues
+from ..canvas.aftermath import Aftermath, Failure
 from ..canvas.plan import Plan, Planner
 from ..exceptions import (
     ChordNotSupportedError,
@@ -79,8 +79,8 @@ class Continuation:
         self._aftermath = Aftermath(app)
 
     def concerns(self, delivery: Delivery, outcome: Outcome) -> bool:
-        """Whether anything comes after this end. A task that is not known here has not ended."""
-        if not continues(delivery.message.payload) or outcome.settlement is Settlement.REQUEUE:
+        """Whether a run that leads on has ended. A task that is not known here has not."""
+        if outcome.settlement is Settlement.REQUEUE:
             return False
         known = delivery.message.task in self._app.registry
         return outcome.state == states.REVOKED or (outcome.state in states.READY_STATES and known)

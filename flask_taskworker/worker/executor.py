@@ -18,6 +18,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from .. import clock, failpoints, retries, signals, states
@@ -33,7 +34,6 @@ from ..message import UNREAD, Unreadable, parse
 from ..retries import RetryNow
 from ..task import ReplaceNow, Request, Run, Task, running
 from . import hooks
-from .continuation import Continuation
 from .delivery import Delivery, Outcome, Settlement
 from .driving import Aside, Steps, drive, drive_async
 from .failures import log_failure, trim_traceback
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from ..backends.base import ResultBackend
     from ..config import Config
     from ..message import TaskMessage
+    from .continuation import Continuation
 
 log = logging.getLogger("flask_taskworker.worker")
 
@@ -96,7 +97,6 @@ class Executor:
         self._closing = threading.Event()
         self._outcomes = Outcomes(app, self.backend)
         self._recorder = Recorder(self.backend, stores_with_settlement, self._closing)
-        self._continuation = Continuation(app, self._outcomes, self._recorder, self.request_of)
 
     def close(self) -> None:
         """Stop waiting for a result store that does not answer."""
@@ -160,9 +160,20 @@ class Executor:
 
     def _conclude(self, delivery: Delivery, end: End) -> Outcome:
         """Take the steps after an end that came without a run of ours, with no patience."""
-        if self._continuation.concerns(delivery, end.outcome):
+        if self._leads_on(delivery, end):
             return self._continuation.conclude(delivery, end, patient=False).outcome
         return self._recorder.store(end.outcome, at_once=delivery.acknowledged, patient=False)
+
+    @cached_property
+    def _continuation(self) -> Continuation:
+        from .continuation import Continuation  # many workers never need it, nor the canvas
+
+        return Continuation(self.app, self._outcomes, self._recorder, self.request_of)
+
+    def _leads_on(self, delivery: Delivery, end: End) -> bool:
+        return delivery.message.payload.leads_on and self._continuation.concerns(
+            delivery, end.outcome
+        )
 
     def _take(self, delivery: Delivery) -> Steps[Outcome]:
         message = delivery.message
@@ -383,7 +394,7 @@ class Executor:
         if self._settled_elsewhere:
             goes_along = end.outcome.settlement is Settlement.ACKNOWLEDGE
             at_once = at_once or delivery.acknowledged or not goes_along
-        concluded = self._continuation.concerns(delivery, end.outcome)
+        concluded = self._leads_on(delivery, end)
         try:
             if concluded:
                 return self._continuation.conclude(delivery, end, at_once=at_once)

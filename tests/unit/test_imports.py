@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("kombu", "sqlalchemy", "redis", "amqp", "celery", "flask_taskworker.worker")
+HEAVY = (
+    "kombu", "sqlalchemy", "redis", "amqp", "celery", "flask_taskworker.worker",
+    "flask_taskworker.canvas",
+)  # fmt: skip
 
 LOADED = """
 import sys

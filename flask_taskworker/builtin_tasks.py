@@ -1,21 +1,20 @@
-"""The tasks that every Celery worker has: messages of other programs name them."""
+"""The tasks that every Celery worker has: messages of other programs name them.
+
+Most apps never run one, so each loads the canvas by itself.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..exceptions import Retry
-from ..registry import Registry
-from ..task import Task
-from .chords import Chord
-from .groups import Group
-from .maps import chunks
-from .signature import maybe_signature
+from .exceptions import Retry
+from .registry import Registry
+from .task import Task
 
 if TYPE_CHECKING:
-    from ..app import TaskApp
-    from ..options import TaskOptions
+    from .app import TaskApp
+    from .options import TaskOptions
 
 #: How often a chord that polls looks at its header, if its sender names no time. Seconds.
 UNLOCK_INTERVAL = 1.0
@@ -42,16 +41,24 @@ def _backend_cleanup(self: Task[..., Any]) -> None:
 
 
 def _map(self: Task[..., Any], task: Any, it: Sequence[Any]) -> list[Any]:
-    called = self._locate().registry[maybe_signature(task).task]
+    called = self._locate().registry[_named(task)]
     return [called(item) for item in it]
 
 
 def _starmap(self: Task[..., Any], task: Any, it: Sequence[Sequence[Any]]) -> list[Any]:
-    called = self._locate().registry[maybe_signature(task).task]
+    called = self._locate().registry[_named(task)]
     return [called(*item) for item in it]
 
 
+def _named(task: Any) -> str:
+    from .canvas import maybe_signature
+
+    return str(maybe_signature(task).task)
+
+
 def _chunks(self: Task[..., Any], task: Any, it: Sequence[Any], n: int) -> Any:
+    from .canvas import chunks, maybe_signature
+
     app = self._locate()
     return chunks(maybe_signature(task, app), it, n, app).apply_async().as_tuple()
 
@@ -64,6 +71,8 @@ def _group(
     partial_args: Sequence[Any] = (),
     **more: Any,
 ) -> Any:
+    from .canvas import Group
+
     options = {"task_id": group_id} if group_id else {}
     return Group(tasks, app=self._locate(), **options).apply_async(partial_args).as_tuple()
 
@@ -75,6 +84,8 @@ def _chain(self: Task[..., Any], *args: Any, **kwargs: Any) -> None:
 def _chord(
     self: Task[..., Any], header: Any, body: Any, partial_args: Sequence[Any] = (), **more: Any
 ) -> Any:
+    from .canvas import Chord
+
     return Chord(header, body, app=self._locate()).apply_async(partial_args).as_tuple()
 
 
@@ -91,8 +102,9 @@ def _chord_unlock(
 
     Our own chords do not need it: they count.
     """
-    from ..result import GroupResult, result_from_tuple
-    from .aftermath import Aftermath, chord_error_of
+    from .canvas import maybe_signature
+    from .canvas.aftermath import Aftermath, chord_error_of
+    from .result import GroupResult, result_from_tuple
 
     app = self._locate()
     header = GroupResult(
