@@ -30,6 +30,7 @@ from .reconnecting import Reconnecting
 from .scheduled import Scheduled
 from .settling import Settler
 from .stopping import StopRequest, log_running, log_unstarted
+from .upkeep import Upkeep
 from .waker import Waker
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class Consumer:
         self._waker = waker
         self._on_connected = on_connected
         self._on_ready = on_ready
-        self._maintain = maintain
+        self._upkeep = Upkeep(maintain)
         self._scale = scale
         self._refuse = refuse
         self._observer: Observer = observer or Nobody()
@@ -111,9 +112,7 @@ class Consumer:
         self._broker = Reconnecting(app.config, self._pause)
         self._epoch = 0
         self._burst_is_over = False
-        now = clock.monotonic()
-        self._last_move = self._last_work = now
-        self._next_maintenance = now + 1.0
+        self._last_move = self._last_work = clock.monotonic()
 
     def stop(self, drain_timeout: float) -> None:
         """Reserve no more, let running tasks end within ``drain_timeout`` seconds, return.
@@ -230,8 +229,7 @@ class Consumer:
         self._connection, self._channel = connection, channel
         self._capabilities = capabilities_of(connection)
         self._epoch += 1
-        self._heartbeats = bool(connection.supports_heartbeats)
-        self._next_heartbeat = clock.monotonic() + 1.0
+        self._upkeep.connect(connection)
         self._ended.connect()
         self._settler = Settler(self.app, channel, self._capabilities, self._unsettled)
         self._scheduled.connect(self._settler, self._capabilities)
@@ -361,19 +359,12 @@ class Consumer:
     def _wait(self) -> None:
         """Wait for a message, a run that ends, or the next thing that is due."""
         now = clock.monotonic()
-        if now >= self._next_maintenance:
-            self._next_maintenance = now + self._maintain()
-        if self._heartbeats and now >= self._next_heartbeat:
-            self._connection.heartbeat_check()
-            self._next_heartbeat = now + 1.0
-        until = min(now + self.app.config.loop_interval, self._next_maintenance)
+        until = min(now + self.app.config.loop_interval, self._upkeep.do_due(now))
         due = self._scheduled.next_due()
         if due > now:
             until = min(until, due)
         if due <= now or self.pool.waiting():
             until = min(until, now + STALLED_AFTER)
-        if self._heartbeats:
-            until = min(until, now + 5.0)
         if self.burst and not self.pool.load():
             until = min(until, now + BURST_PATIENCE)
         wait_for_messages(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flask_taskworker import AsyncResult, failpoints, states
+from flask_taskworker import AsyncResult, clock, failpoints, states
 from flask_taskworker.backends.base import TaskRecord
 from flask_taskworker.exceptions import BrokerUnavailableError, InvalidMessageError
 from flask_taskworker.failpoints import FailpointError
@@ -36,8 +36,8 @@ class Channel:
         assert not messages
         self.log.append(("settle_with", tag, statements, ring))
 
-    def requeue(self, tag: str, count_delivery: bool = True) -> None:
-        self.log.append(("requeue", tag, count_delivery))
+    def requeue(self, tag: str, delay: float = 0.0, count_delivery: bool = True) -> None:
+        self.log.append(("requeue", tag, delay, count_delivery))
 
     def flush(self) -> None:
         self.log.append(("flush",))
@@ -89,7 +89,40 @@ def test_a_message_is_put_back(capabilities: Capabilities, room: AppRoom, channe
 
 def test_what_did_not_start_does_not_count_as_delivered(room: AppRoom, channel: Channel) -> None:
     settler(room, channel, ABLE).give_back(held(channel))
-    assert channel.log == [("requeue", "tag-1", False)]
+    assert channel.log == [("requeue", "tag-1", 0.0, False)]
+
+
+def test_a_broker_that_delays_what_it_has_handed_out_keeps_the_message(
+    room: AppRoom, channel: Channel
+) -> None:
+    settler(room, channel, Capabilities(delayed_requeue=True)).delay(held(channel), 60.0)
+    assert channel.log == [("requeue", "tag-1", 60.0, False)]
+    assert room.publisher.sent == []
+
+
+def test_a_broker_that_delays_only_what_is_published_gets_a_copy(
+    room: AppRoom, channel: Channel
+) -> None:
+    delivery = held(channel, id="my-id")
+    settler(room, channel, Capabilities(delayed=True)).delay(delivery, 60.0)
+    ((queue, wire),) = room.publisher.sent
+    assert queue == delivery.queue
+    assert wire.headers["id"] == "my-id"
+    assert 50 < wire.properties["eta_at"] - clock.wall() <= 60
+    assert channel.log == [("ack", "tag-1")]
+
+
+def test_what_is_settled_is_in_nobody_s_hands(room: AppRoom, channel: Channel) -> None:
+    unsettled = Unsettled()
+    settler = Settler(room.task_app, channel, Capabilities(delayed_requeue=True), unsettled)
+    deliveries = [held(channel) for _ in range(3)]
+    for delivery in deliveries:
+        unsettled.add(delivery)
+    settler.settle(deliveries[0], Outcome(Settlement.ACKNOWLEDGE))
+    settler.give_back(deliveries[1])
+    assert unsettled.snapshot() == [deliveries[2]]
+    settler.delay(deliveries[2], 60.0)
+    assert len(unsettled) == 0
 
 
 def test_a_broker_that_cannot_uncount_gets_it_back_all_the_same(
