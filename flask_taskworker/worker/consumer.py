@@ -22,7 +22,7 @@ from ..publisher import task_queue
 from .delivery import Delivery, Outcome, Unsettled
 from .ended import EndedRuns
 from .limits import TimeLimits
-from .observer import Nobody, Observer
+from .observer import Observer
 from .pool import Pool, withdraw
 from .prefetch import Prefetch
 from .rates import RateLimits
@@ -52,16 +52,16 @@ class Consumer:
     :param pool: runs them; made by the supervisor, wakes ``waker`` when a run has ended.
     :param queues: the queues to read, by name.
     :param burst: stop when the queues are empty.
+    :param rates: how many runs of a task may start in a time.
+    :param limits: how long runs may take.
+    :param observer: follows what happens to the deliveries.
+    :param refuse: asked before each run; gives the outcome of a delivery that must not run.
+    :param scale: may change the pool's size; told whether there seems to be more to do.
+    :param maintain: upkeep; gives the seconds until it wants to be called again.
     :param on_connected: called with the channel of each connection, before it reads anything.
     :param on_ready: called when it reads the queues.
     :param on_stopping: called once when it has been asked to stop, with the seconds that are
         left for running tasks.
-    :param maintain: upkeep; gives the seconds until it wants to be called again.
-    :param observer: follows what happens to the deliveries.
-    :param scale: may change the pool's size; told whether there seems to be more to do.
-    :param rates: how many runs of a task may start in a time.
-    :param refuse: asked before each run; gives the outcome of a delivery that must not run.
-    :param limits: how long runs may take.
     """
 
     def __init__(
@@ -71,23 +71,23 @@ class Consumer:
         queues: Sequence[str],
         waker: Waker,
         *,
-        burst: bool = False,
-        on_connected: Callable[[Any], None] = lambda channel: None,
-        on_ready: Callable[[], None] = lambda: None,
-        on_stopping: Callable[[float], None] = lambda seconds: None,
-        maintain: Callable[[], float] = lambda: 60.0,
-        observer: Observer | None = None,
-        scale: Callable[[bool], None] = lambda more_to_come: None,
-        rates: RateLimits | None = None,
-        refuse: Callable[[Delivery], Outcome | None] = lambda delivery: None,
-        limits: TimeLimits | None = None,
+        burst: bool,
+        rates: RateLimits,
+        limits: TimeLimits,
+        observer: Observer,
+        refuse: Callable[[Delivery], Outcome | None],
+        scale: Callable[[bool], None],
+        maintain: Callable[[], float],
+        on_connected: Callable[[Any], None],
+        on_ready: Callable[[], None],
+        on_stopping: Callable[[float], None],
     ) -> None:
         self.app = app
         self.pool = pool
         self.queues = list(queues)
         self.burst = burst
-        self.limits = limits or TimeLimits(app)
-        self.rates = rates or RateLimits(app)
+        self.limits = limits
+        self.rates = rates
         #: What is read from, by the queue's name, where it is not what the name says.
         self._entities: dict[str, kombu.Queue] = {}
         #: Queues that rest, because the broker itself would hand out their messages.
@@ -102,7 +102,7 @@ class Consumer:
         self._upkeep = Upkeep(maintain)
         self._scale = scale
         self._refuse = refuse
-        self._observer: Observer = observer or Nobody()
+        self._observer = observer
         self._stop = StopRequest(on_stopping)
         self._requests: deque[Callable[[], object]] = deque()
         self._prefetch = Prefetch(pool.size)

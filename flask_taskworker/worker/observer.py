@@ -18,16 +18,3 @@ class Observer(Protocol):
 
     def ended(self, delivery: Delivery, outcome: Outcome) -> None:
         """A run ended, and its message is settled."""
-
-
-class Nobody:
-    """Watches nothing."""
-
-    def received(self, delivery: Delivery) -> None:
-        pass
-
-    def started(self, delivery: Delivery) -> None:
-        pass
-
-    def ended(self, delivery: Delivery, outcome: Outcome) -> None:
-        pass
