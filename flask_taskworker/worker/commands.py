@@ -263,14 +263,14 @@ def add_consumer(
         entity = kombu.Queue(queue, source, routing_key=routing_key or queue, durable=True)
     elif routing_key:
         entity.routing_key = routing_key
-    state.worker.consumer.request(lambda: state.worker.consumer.add_queue(entity))
+    state.worker.consumer.request(lambda: state.worker.consumer.subscriptions.add(entity))
     return ok(f"add consumer {queue}")
 
 
 @command("control", args=[("queue", str)], signature="<queue>")
 def cancel_consumer(state: WorkerState, queue: str, **kwargs: Any) -> Any:
     """Tell worker(s) to stop consuming from task queue by name."""
-    state.worker.consumer.request(lambda: state.worker.consumer.cancel_queue(queue))
+    state.worker.consumer.request(lambda: state.worker.consumer.subscriptions.cancel(queue))
     return ok(f"no longer consuming from {queue}")
 
 
@@ -279,7 +279,7 @@ def pause_queue(state: WorkerState, queue: str, **kwargs: Any) -> Any:
     """Let a queue rest: no worker takes messages from it."""
     state.keep(lambda fleet: fleet.pause(queue, True))
     if state.fleet is None or not state.fleet.pauses_by_itself:
-        state.worker.consumer.request(lambda: state.worker.consumer.rest_queue(queue))
+        state.worker.consumer.request(lambda: state.worker.consumer.subscriptions.rest(queue))
     log.warning("queue %s is paused", queue)
     return ok(f"queue {queue} paused")
 
@@ -288,7 +288,7 @@ def pause_queue(state: WorkerState, queue: str, **kwargs: Any) -> Any:
 def resume_queue(state: WorkerState, queue: str, **kwargs: Any) -> Any:
     """Take messages from a paused queue again."""
     state.keep(lambda fleet: fleet.pause(queue, False))
-    state.worker.consumer.request(lambda: state.worker.consumer.resume_queue(queue))
+    state.worker.consumer.request(lambda: state.worker.consumer.subscriptions.resume(queue))
     log.warning("queue %s is resumed", queue)
     return ok(f"queue {queue} resumed")
 

@@ -18,7 +18,6 @@ from .. import clock, signals
 from ..broker import capabilities_of, wait_for_messages
 from ..exceptions import InvalidMessageError
 from ..message import Unreadable, parse
-from ..publisher import task_queue
 from .delivery import Delivery, Outcome, Unsettled
 from .ended import EndedRuns
 from .limits import TimeLimits
@@ -30,6 +29,7 @@ from .reconnecting import Reconnecting
 from .scheduled import Scheduled
 from .settling import Settler
 from .stopping import StopRequest, log_running, log_unstarted
+from .subscriptions import Subscriptions
 from .upkeep import Upkeep
 from .waker import Waker
 
@@ -84,14 +84,10 @@ class Consumer:
     ) -> None:
         self.app = app
         self.pool = pool
-        self.queues = list(queues)
+        self.subscriptions = Subscriptions(queues)
         self.burst = burst
         self.limits = limits
         self.rates = rates
-        #: What is read from, by the queue's name, where it is not what the name says.
-        self._entities: dict[str, kombu.Queue] = {}
-        #: Queues that rest, because the broker itself would hand out their messages.
-        self.resting: set[str] = set()
         #: When the loop turned last, on the monotonic clock: whether it stands still.
         self.turned_at = clock.monotonic()
         #: Whether it stands still because a task runs in its own thread.
@@ -148,45 +144,7 @@ class Consumer:
         """How many messages may be in this worker's hands."""
         return self._prefetch.limit
 
-    def entity(self, queue: str) -> kombu.Queue:
-        """The queue that is read under a name."""
-        return self._entities.get(queue) or task_queue(queue)
-
     # -- requests: in the consumer's thread, while it is connected ------------------------
-
-    def add_queue(self, queue: kombu.Queue) -> None:
-        """Read another queue."""
-        name = queue.name
-        before = self._entities.get(name)
-        self._entities[name] = queue
-        try:
-            if name not in self.resting:
-                self._read(name)
-        except BaseException:  # the broker refuses it: it must not be tried for ever
-            self._entities.pop(name)
-            if before is not None:
-                self._entities[name] = before
-            raise
-        if name not in self.queues:
-            self.queues.append(name)
-
-    def cancel_queue(self, name: str) -> None:
-        """Read a queue no more."""
-        if name in self.queues:
-            self.queues.remove(name)
-        self._consumer.cancel_by_queue(name)
-
-    def rest_queue(self, name: str) -> None:
-        """Stop reading a queue until :meth:`resume_queue`."""
-        self.resting.add(name)
-        if name in self.queues:
-            self._consumer.cancel_by_queue(name)
-
-    def resume_queue(self, name: str) -> None:
-        """Undo :meth:`rest_queue`."""
-        self.resting.discard(name)
-        if name in self.queues:
-            self._read(name)
 
     def refuse_again(self) -> None:
         """Ask of everything that has not started whether it may still run."""
@@ -194,11 +152,6 @@ class Consumer:
         for delivery in self.pool.withdraw():
             if not self._refused(delivery):
                 self.pool.submit(delivery)
-
-    def _read(self, name: str) -> None:
-        if not self._consumer.consuming_from(name):
-            self._consumer.add_queue(self.entity(name))
-            self._consumer.consume()
 
     def _do_requests(self) -> None:
         while self._requests:
@@ -235,16 +188,8 @@ class Consumer:
         self._scheduled.connect(self._settler, self._capabilities)
         self._prefetch.reset()
         self._on_connected(channel)
-        consumer = self._consumer = kombu.Consumer(
-            channel,
-            queues=[self.entity(name) for name in self.queues if name not in self.resting],
-            on_message=self._received,
-            # kombu could not decompress it; parse() says so
-            on_decode_error=lambda raw, exc: self._received(raw),
-            prefetch_count=self._prefetch.limit,
-            tag_prefix="taskworker-",
-        )
-        consumer.consume()
+        consumer = self.subscriptions.connect(channel, self._received, self._prefetch.limit)
+        self._consumer = consumer
         self._on_ready()
         # What this worker has claimed stays its own while a broker with leases is away.
         self._broker.repeat(
@@ -299,7 +244,7 @@ class Consumer:
     def _received(self, raw: Any) -> None:
         self._prefetch.received += 1
         info = raw.delivery_info or {}
-        queue = str(info.get("routing_key") or self.queues[0])
+        queue = str(info.get("routing_key") or self.subscriptions.queues[0])
         accept = self.app.config.accept_content
         message = parse(raw, accept, body=not self.pool.reads_bodies)
         if isinstance(message, Unreadable):

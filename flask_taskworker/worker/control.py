@@ -156,9 +156,9 @@ class _Session:
         if not fleet.pauses_by_itself:
             paused = fleet.paused()
             for queue in paused:
-                consumer.request(lambda name=queue: consumer.rest_queue(name))  # type: ignore[misc]
-            for queue in consumer.resting - paused:
-                consumer.request(lambda name=queue: consumer.resume_queue(name))  # type: ignore[misc]
+                consumer.request(lambda name=queue: consumer.subscriptions.rest(name))  # type: ignore[misc]
+            for queue in consumer.subscriptions.resting - paused:
+                consumer.request(lambda name=queue: consumer.subscriptions.resume(name))  # type: ignore[misc]
 
     def _loop(self) -> None:
         heartbeat_at = clock.monotonic() + HEARTBEAT

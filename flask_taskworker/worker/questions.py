@@ -124,11 +124,11 @@ def stats(state: WorkerState, **kwargs: Any) -> Any:
 @command("inspect")
 def active_queues(state: WorkerState, **kwargs: Any) -> Any:
     """List the task queues a worker is currently consuming from."""
-    consumer = state.worker.consumer
+    reading = state.worker.consumer.subscriptions
     return [
-        consumer.entity(name).as_dict(recurse=True)
-        for name in list(consumer.queues)
-        if name not in consumer.resting
+        reading.entity(name).as_dict(recurse=True)
+        for name in list(reading.queues)
+        if name not in reading.resting
     ]
 
 

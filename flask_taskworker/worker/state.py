@@ -83,7 +83,7 @@ class WorkerState:
             return
         self.revoked.load(fleet.revoked())
         if not fleet.pauses_by_itself:
-            self.worker.consumer.resting = fleet.paused()
+            self.worker.consumer.subscriptions.resting = fleet.paused()
 
     # -- deliveries -----------------------------------------------------------------------
 

@@ -139,7 +139,11 @@ def test_queues_are_added_and_cancelled(room: Room) -> None:
         ask(room, "add_consumer", worker, queue=other)
         assert room.add.apply_async((1, 2), queue=other).get(timeout=PATIENCE) == 3
         ask(room, "cancel_consumer", worker, queue=other)
-        wait_until(lambda: other not in worker.consumer.queues, "it is read no more", PATIENCE)
+        wait_until(
+            lambda: other not in worker.consumer.subscriptions.queues,
+            "it is read no more",
+            PATIENCE,
+        )
 
 
 def test_remote_control_can_be_switched_off(broker: str, request: Any, tmp_path: Path) -> None:
