@@ -107,8 +107,14 @@ class AppFolder(Programs):
             connection.close()
 
     def waiting(self) -> int:
-        """How many messages lie in the queues, claimed by nobody."""
-        ((count,),) = self.query("SELECT count(*) FROM taskworker_message WHERE owner = 0")
+        """How many messages lie in the task queues, claimed by nobody.
+
+        What workers tell each other waits in a queue for those that died, too.
+        """
+        ((count,),) = self.query(
+            "SELECT count(*) FROM taskworker_message WHERE owner = 0 AND queue NOT IN "
+            "(SELECT id FROM taskworker_queue WHERE name LIKE '%pidbox%')"
+        )
         return int(count)
 
     def close(self) -> None:
