@@ -2,14 +2,19 @@
 
 The consumer's thread only notes what happened; the thread of remote control, which has a
 connection of its own, sends it. A broken connection costs events and nothing else.
+
+What is noted is JSON already, written by hand: each task has three events, and a dictionary
+for each would cost more than a task that does little.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from collections import deque
 from collections.abc import Callable
+from json.encoder import encode_basestring_ascii as _json
 from typing import TYPE_CHECKING, Any
 
 from .. import clock, events, states
@@ -23,8 +28,8 @@ if TYPE_CHECKING:
 HEARTBEAT = 2.0
 #: How many events wait to be sent; older ones are dropped.
 WAITING = 20_000
-#: How many events are sent as one message.
-TOGETHER = 100
+#: How much is sent as one message, in characters, unless one event is longer.
+TOGETHER = 1 << 18
 #: How long the first of them waits for others, in seconds.
 PATIENCE = 0.05
 
@@ -50,7 +55,7 @@ class EventSender:
         self.always, self.tasks = tasks, tasks
         #: Whether anybody sends what is noted.
         self.open = False
-        self._noted: deque[events.Noted] = deque(maxlen=WAITING)
+        self._noted: deque[str] = deque(maxlen=WAITING)
         self._clock = state.app.clock
 
     # -- the consumer's thread ------------------------------------------------------------
@@ -60,24 +65,24 @@ class EventSender:
             return
         delivery.watched = True
         message = delivery.message
-        fields = {
-            "uuid": message.id,
-            "name": message.task,
-            "args": words(message.argsrepr, message.payload.args),
-            "kwargs": words(message.kwargsrepr, message.payload.kwargs),
-            "root_id": message.root_id,
-            "parent_id": message.parent_id,
-            "retries": message.retries,
-            "eta": message.eta and message.eta.isoformat(),
-            "expires": message.expires and message.expires.isoformat(),
-        }
-        self._note("task-received", clock.wall(), fields)
+        args = words(message.argsrepr, message.payload.args)
+        kwargs = words(message.kwargsrepr, message.payload.kwargs)
+        eta = None if message.eta is None else message.eta.isoformat()
+        expires = None if message.expires is None else message.expires.isoformat()
+        self._note(
+            f'"uuid": {_json(message.id)}, "name": {_json(message.task)}, "args": {_json(args)}, '
+            f'"kwargs": {_json(kwargs)}, "root_id": {_or_null(message.root_id)}, '
+            f'"parent_id": {_or_null(message.parent_id)}, "retries": {message.retries}, '
+            f'"eta": {_or_null(eta)}, "expires": {_or_null(expires)}, '
+            f'"timestamp": {clock.wall()}, "type": "task-received"}}'
+        )
 
     def started(self, delivery: Delivery) -> None:
         if not delivery.announced:
             delivery.announced = True
             self._note(
-                "task-started", delivery.started or clock.wall(), {"uuid": delivery.message.id}
+                f'"uuid": {_json(delivery.message.id)}, '
+                f'"timestamp": {delivery.started or clock.wall()}, "type": "task-started"}}'
             )
 
     def ended(self, delivery: Delivery, outcome: Outcome) -> None:
@@ -92,31 +97,15 @@ class EventSender:
         if told is not None:
             type, fields = told
             self._note(
-                type, clock.wall(), {"uuid": delivery.message.id, **fields(self, delivery, outcome)}
+                f'"uuid": {_json(delivery.message.id)}, {fields(delivery, outcome)}, '
+                f'"timestamp": {clock.wall()}, "type": "{type}"}}'
             )
 
-    def _note(self, type: str, at: float, fields: dict[str, Any]) -> None:
+    def _note(self, text: str) -> None:
         noted = self._noted
-        noted.append((type, at, self._clock.forward(), fields))
+        noted.append(text)
         if len(noted) == 1:
             self._wake()
-
-    def _succeeded(self, delivery: Delivery, outcome: Outcome) -> dict[str, Any]:
-        return {"result": outcome.shown, "runtime": outcome.runtime}
-
-    def _raised(self, delivery: Delivery, outcome: Outcome) -> dict[str, Any]:
-        return {"exception": outcome.shown, "traceback": outcome.traceback}
-
-    def _revoked(self, delivery: Delivery, outcome: Outcome) -> dict[str, Any]:
-        signum = delivery.terminated
-        return {
-            "terminated": signum is not None,
-            "signum": signum,
-            "expired": signum is None and delivery.message.has_expired(),
-        }
-
-    def _rejected(self, delivery: Delivery, outcome: Outcome) -> dict[str, Any]:
-        return {"requeue": outcome.settlement is Settlement.REQUEUE}
 
     # -- the thread that sends ------------------------------------------------------------
 
@@ -129,8 +118,20 @@ class EventSender:
         """Send what was noted."""
         hostname, noted = self._state.hostname, self._noted
         while noted:
-            batch = [noted.popleft() for _ in range(min(len(noted), TOGETHER))]
-            events.publish(channel, events.written(hostname, batch), events.MULTI, hostname)
+            batch, size = [], 0
+            while noted and size < TOGETHER:
+                text = noted.popleft()
+                batch.append(text)
+                size += len(text)
+            body = events.written(hostname, self._count(len(batch)), batch)
+            events.publish(channel, body, events.MULTI, hostname)
+
+    def _count(self, events: int) -> int:
+        """Move the logical clock for so many events; its value at the first of them."""
+        with self._clock.mutex:
+            first: int = self._clock.value + 1
+            self._clock.value += events
+        return first
 
     def send_about_worker(self, channel: Any, type: str) -> None:
         """Send ``worker-online``, ``worker-heartbeat`` or ``worker-offline``."""
@@ -154,10 +155,33 @@ class EventSender:
         events.publish(channel, body, events.routing_key(type), hostname)
 
 
-_END: dict[str, tuple[str, Callable[[EventSender, Delivery, Outcome], dict[str, Any]]]] = {
-    states.SUCCESS: ("task-succeeded", EventSender._succeeded),
-    states.FAILURE: ("task-failed", EventSender._raised),
-    states.RETRY: ("task-retried", EventSender._raised),
-    states.REVOKED: ("task-revoked", EventSender._revoked),
-    states.REJECTED: ("task-rejected", EventSender._rejected),
+def _or_null(text: str | None) -> str:
+    return "null" if text is None else _json(text)
+
+
+def _succeeded(delivery: Delivery, outcome: Outcome) -> str:
+    return f'"result": {_json(outcome.shown)}, "runtime": {outcome.runtime}'
+
+
+def _raised(delivery: Delivery, outcome: Outcome) -> str:
+    return f'"exception": {_json(outcome.shown)}, "traceback": {_json(outcome.traceback)}'
+
+
+def _revoked(delivery: Delivery, outcome: Outcome) -> str:
+    signum = delivery.terminated
+    expired = signum is None and delivery.message.has_expired()
+    about = {"terminated": signum is not None, "signum": signum, "expired": expired}
+    return json.dumps(about)[1:-1]
+
+
+def _rejected(delivery: Delivery, outcome: Outcome) -> str:
+    return f'"requeue": {json.dumps(outcome.settlement is Settlement.REQUEUE)}'
+
+
+_END: dict[str, tuple[str, Callable[[Delivery, Outcome], str]]] = {
+    states.SUCCESS: ("task-succeeded", _succeeded),
+    states.FAILURE: ("task-failed", _raised),
+    states.RETRY: ("task-retried", _raised),
+    states.REVOKED: ("task-revoked", _revoked),
+    states.REJECTED: ("task-rejected", _rejected),
 }
