@@ -217,8 +217,9 @@ def test_a_task_whose_failure_is_not_acknowledged_is_kept_when_its_time_is_over(
         handle = lab.matters.apply_async(("slow", 600), time_limit=0.5)
         with pytest.raises(TimeLimitExceeded):
             handle.get(timeout=PATIENCE)
-        eventually(lambda: not lab.worker.consumer.unsettled(), "it is settled")
-        (dead,) = dead_letters.listing(lab.task_app, lab.queue)
+        (dead,) = eventually(
+            lambda: dead_letters.listing(lab.task_app, lab.queue), "its message is kept"
+        )
         assert dead.task_id == handle.id
 
 
