@@ -68,7 +68,9 @@ def database_for(url: str, options: Options | Mapping[str, Any] | None = None) -
     )  # fmt: skip
     found = _databases.get(key)
     if found is None:
-        with _lock:
+        # SQLAlchemy imports a database's module when it is first named: a fork in the middle
+        # would leave the lock of that import taken for ever in the child.
+        with gate.inside(), _lock:
             found = _databases.get(key)
             if found is None:
                 found = _databases[key] = Database(parsed, options)
