@@ -142,7 +142,7 @@ def test_a_running_task_is_terminated(lab: Lab, signal: str | int, number: int) 
             event = monitor.wait_for("task-revoked", handle.id)
         assert_form(event)
         assert (event["terminated"], event["signum"], event["expired"]) == (True, number, False)
-        assert handle.state == states.REVOKED
+        eventually(lambda: handle.state == states.REVOKED, "the settlement is written")
         with pytest.raises(TaskRevokedError, match="terminated"):
             handle.get(timeout=PATIENCE)
         (about,) = told

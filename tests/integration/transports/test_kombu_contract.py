@@ -72,10 +72,10 @@ class Habits(NamedTuple):
 
 HABITS = {
     "sql": Habits(9, "old", "old", False, False, True, True, True),
-    "amqp": Habits(9, "old", "old", True, True, True, False, True),
+    "amqp": Habits(9, "old if possible", "old", True, True, True, False, True),
     "redis": Habits(0, "end", "front", True, False, False, False, False),
     "our-redis": Habits(0, "end", "old", False, False, False, False, False),
-    "our-amqp": Habits(9, "old", "old", True, True, True, False, True),
+    "our-amqp": Habits(9, "old if possible", "old", True, True, True, False, True),
 }
 
 #: Our own transports for brokers that kombu has one for.
@@ -339,12 +339,18 @@ def test_a_requeued_message_comes_back_marked(side: Side) -> None:
     one = side.receiver(prefetch=1)
     assert one.get(1) == [1]
     one.messages[0].requeue()
-    expected = {"old": [1, 2, 3], "front": [1, 2, 3], "end": [2, 3, 1]}[side.habits.requeue_place]
+    expected = {
+        "old": [[1, 2, 3]],
+        "front": [[1, 2, 3]],
+        "end": [[2, 3, 1]],
+        # RabbitMQ promises the old place only if it has not sent the next one by then.
+        "old if possible": [[1, 2, 3], [2, 1, 3], [2, 3, 1]],
+    }[side.habits.requeue_place]
     got = []
     for _ in range(3):
         got += one.get(1)
         one.messages[-1].ack()
-    assert got == expected
+    assert got in expected
     again = next(message for message in one.messages[1:] if message.payload == 1)
     assert again.delivery_info["redelivered"] is True
 
