@@ -23,6 +23,7 @@ EXTRAS["test"] = [
     "hypothesis>=6.100",
     "msgpack>=1.0",
     "pytest>=8.0",
+    "pytest-rerunfailures>=14.0",
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.5",
     "PyYAML>=6.0",
